@@ -1,0 +1,71 @@
+//! The balance read model's row: a pure fold of one account's events.
+
+use crate::{
+    account::{Account, AccountState},
+    event::Event,
+    log::Position,
+    rejection::Contradiction,
+    timestamp::Timestamp,
+};
+
+/// An account's balance at one position of its partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Balance {
+    pub account: Account,
+    pub state: AccountState,
+    /// The newest event that is folded in.
+    pub position: Position,
+    /// When that event was recorded.
+    pub updated_at: Timestamp,
+}
+
+impl Balance {
+    /// The balance after `event`, folded from its amounts and compared with the state that it carries.
+    ///
+    /// # Errors
+    ///
+    /// A [`Contradiction`] when the event cannot follow `before`, or carries another state than the fold reaches.
+    pub fn fold(before: Option<&Self>, event: &Event) -> Result<Self, Contradiction> {
+        let contradiction =
+            |field, expected: String, found: String| Contradiction { position: event.position, field, expected, found };
+        let (state, position) =
+            before.map_or((AccountState::default(), Position::ZERO), |balance| (balance.state, balance.position));
+        if let Some(before) = before
+            && before.account != event.account
+        {
+            let name = |account: &Account| format!("{}/{}", account.user_id(), account.credit_type());
+            return Err(contradiction("account_id", name(&before.account), name(&event.account)));
+        }
+        if event.after.version != state.version + 1 {
+            return Err(contradiction("version", (state.version + 1).to_string(), event.after.version.to_string()));
+        }
+        if event.previous_position != position {
+            let (expected, found) = (position.to_string(), event.previous_position.to_string());
+            return Err(contradiction("previous_position", expected, found));
+        }
+        let after = state.apply(&event.movement()).map_err(|impossible| {
+            contradiction("amount", format!("one that {state:?} can bear"), impossible.units.to_string())
+        })?;
+        for (field, expected, found) in [
+            ("balance", after.balance, event.after.balance),
+            ("frozen", after.frozen, event.after.frozen),
+            ("locked", u64::from(after.locked), u64::from(event.after.locked)),
+        ] {
+            if expected != found {
+                return Err(contradiction(field, expected.to_string(), found.to_string()));
+            }
+        }
+        Ok(Self {
+            account: event.account.clone(),
+            state: after,
+            position: event.position,
+            updated_at: event.recorded_at,
+        })
+    }
+
+    /// The name of the account's status in the contract.
+    #[must_use]
+    pub const fn status(&self) -> &'static str {
+        if self.state.locked { "locked" } else { "active" }
+    }
+}

@@ -1,0 +1,181 @@
+-- The event table, its heads, the indexes that are written behind it, the read models and their checkpoints.
+-- Every key is led by `partition`, so that the whole schema can be distributed by it.
+
+create table events (
+    position          bigint      not null,
+    previous_position bigint      not null,
+    epoch             bigint      not null,
+    version           bigint      not null,
+    amount            bigint      check (amount > 0),
+    released          bigint      not null check (released >= 0),
+    remaining         bigint      check (remaining >= 0),
+    balance           bigint      not null check (balance >= 0),
+    frozen            bigint      not null check (frozen >= 0),
+    available         bigint      not null,
+    expires_at        timestamptz,
+    recorded_at       timestamptz not null,
+    transaction_id    uuid        not null,
+    account_id        uuid        not null,
+    related_id        uuid,
+    operation_id      uuid        not null,
+    batch_id          uuid,
+    batch_size        integer,
+    batch_index       integer,
+    partition         smallint    not null check (partition between 0 and 63),
+    schema_version    smallint    not null,
+    locked            boolean     not null,
+    type              text        not null,
+    user_id           text        not null,
+    credit_type       text        not null,
+    business_code     text        not null,
+    business_id       text        not null,
+    request_id        text        not null,
+    actor             text        not null,
+    description       text,
+    metadata          text,
+    hash              bytea       not null,
+    primary key (partition, position)
+);
+
+-- The newest event of each partition: an append advances it by predicate, which is the fence against a second writer.
+create table partition_heads (
+    partition smallint primary key check (partition between 0 and 63),
+    epoch     bigint   not null,
+    position  bigint   not null,
+    hash      bytea    not null
+) with (fillfactor = 10);
+
+insert into partition_heads (partition, epoch, position, hash)
+select n, 1, 0, decode(repeat('00', 32), 'hex') from generate_series(0, 63) as n;
+
+-- Events are append-only, whoever asks.
+create function refuse_change() returns trigger language plpgsql as $$
+begin
+    raise exception 'events are append-only: % on % is refused', tg_op, tg_table_name using errcode = 'restrict_violation';
+end
+$$;
+
+create trigger events_are_append_only before update or delete on events
+    for each row execute function refuse_change();
+create trigger events_are_never_truncated before truncate on events
+    for each statement execute function refuse_change();
+alter table events enable always trigger events_are_append_only;
+alter table events enable always trigger events_are_never_truncated;
+
+-- The indexes behind the log: they say where an event is, the event says what is true.
+create table account_positions (
+    partition  smallint not null,
+    account_id uuid     not null,
+    position   bigint   not null,
+    primary key (partition, account_id)
+) with (fillfactor = 80);
+
+create table key_positions (
+    partition     smallint not null,
+    business_hash bigint   not null,
+    account_short bigint   not null,
+    position      bigint   not null,
+    primary key (partition, business_hash, account_short, position)
+);
+
+create table related_positions (
+    partition         smallint not null,
+    original_position bigint   not null,
+    position          bigint   not null,
+    primary key (partition, original_position)
+) with (fillfactor = 90);
+
+-- One entry for each 256th version of an account: from there a walk back along previous_position finds the rest.
+create table history_positions (
+    partition  smallint not null,
+    account_id uuid     not null,
+    version    bigint   not null,
+    position   bigint   not null,
+    primary key (partition, account_id, version)
+);
+
+-- Up to where the indexes hold the log.
+create table index_checkpoints (
+    partition smallint primary key,
+    epoch     bigint   not null,
+    position  bigint   not null,
+    hash      bytea    not null
+) with (fillfactor = 10);
+
+insert into index_checkpoints (partition, epoch, position, hash)
+select partition, epoch, position, hash from partition_heads;
+
+-- The read models.
+create table balances (
+    partition   smallint    not null,
+    account_id  uuid        not null,
+    position    bigint      not null,
+    version     bigint      not null,
+    balance     bigint      not null,
+    frozen      bigint      not null,
+    available   bigint      not null,
+    updated_at  timestamptz not null,
+    status      text        not null,
+    user_id     text        not null,
+    credit_type text        not null,
+    primary key (partition, account_id)
+) with (fillfactor = 80);
+
+create table freezes (
+    partition     smallint    not null,
+    position      bigint      not null,
+    amount        bigint      not null,
+    remaining     bigint      not null,
+    captured      bigint      not null,
+    released      bigint      not null,
+    expires_at    timestamptz,
+    created_at    timestamptz not null,
+    freeze_id     uuid        not null,
+    account_id    uuid        not null,
+    status        text        not null,
+    user_id       text        not null,
+    credit_type   text        not null,
+    business_code text        not null,
+    business_id   text        not null,
+    primary key (partition, position)
+) with (fillfactor = 80);
+
+create index freezes_of_account on freezes (partition, account_id, position);
+
+-- Up to where each read model holds the log; moved by compare-and-set in the transaction that writes its rows.
+create table projection_checkpoints (
+    projection text     not null,
+    partition  smallint not null,
+    epoch      bigint   not null,
+    position   bigint   not null,
+    hash       bytea    not null,
+    primary key (partition, projection)
+) with (fillfactor = 10);
+
+insert into projection_checkpoints (projection, partition, epoch, position, hash)
+select projection, partition, epoch, position, hash
+from partition_heads, (values ('balances'), ('freezes')) as names (projection);
+
+-- What the projectors and verification found that cannot be.
+create table inconsistencies (
+    partition   smallint    not null,
+    position    bigint      not null,
+    projection  text        not null,
+    kind        text        not null,
+    expected    text        not null,
+    found       text        not null,
+    found_at    timestamptz not null,
+    resolved_at timestamptz,
+    primary key (partition, position, projection, kind)
+);
+
+-- How far the log was published, and at which sequence of the stream.
+create table publisher_checkpoints (
+    stream          text     not null,
+    partition       smallint not null,
+    epoch           bigint   not null,
+    position        bigint   not null,
+    hash            bytea    not null,
+    stream_sequence bigint   not null,
+    primary key (partition, stream)
+) with (fillfactor = 10);
