@@ -1,0 +1,39 @@
+//! What goes wrong with a database.
+
+use ledger_core::{Partition, Position};
+
+/// A stored row that is no event: a column holds what the ledger never wrote there.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("partition {partition} position {position}: column {column} {reason}")]
+pub struct DamagedRow {
+    pub partition: Partition,
+    pub position: Position,
+    pub column: &'static str,
+    pub reason: String,
+}
+
+/// The database did not do what was asked of it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The address of the database cannot be used; the text says what to write instead.
+    #[error("{0}")]
+    Address(String),
+    /// The database would lose acknowledged commands; the text names the setting.
+    #[error("{0}")]
+    NotDurable(String),
+    /// There is no ledger in the database, or one of another version.
+    #[error("{0}")]
+    Schema(String),
+    /// The database contradicts itself or what this process has seen of it; nothing may be decided on it.
+    #[error("{0}")]
+    Inconsistent(String),
+    /// A row cannot be read as an event.
+    #[error("damaged event")]
+    Damaged(#[from] DamagedRow),
+    /// The migrations could not be run.
+    #[error("could not bring the schema up to date")]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+    /// The database could not be reached, or refused.
+    #[error("the database failed")]
+    Database(#[from] sqlx::Error),
+}
