@@ -1,8 +1,14 @@
 //! The two databases behind one seam.
 
-use ledger_core::{Event, Head, PARTITIONS, Partition, Position, TransactionId};
+use ledger_core::{AccountId, Event, Head, PARTITIONS, Partition, Position, Timestamp, TransactionId};
 
-use crate::{DamagedRow, StoreError, postgres::Postgres, sqlite::Sqlite};
+use crate::{
+    DamagedRow, StoreError,
+    append::{Append, Appended},
+    index::{IndexEntries, KeyHash},
+    postgres::{self, Postgres},
+    sqlite::{self, Sqlite},
+};
 
 /// A database that holds a ledger. Cloning is cheap.
 #[derive(Debug, Clone)]
@@ -11,29 +17,91 @@ pub enum Database {
     Sqlite(Sqlite),
 }
 
+/// How far back a walk along an account's history goes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Bound {
+    /// To the newest event at or before this position.
+    Position(Position),
+    /// To the newest event of at most this version.
+    Version(u64),
+}
+
+impl Bound {
+    pub(crate) const fn value(self) -> u64 {
+        match self {
+            Self::Position(position) => position.0,
+            Self::Version(version) => version,
+        }
+    }
+}
+
+/// A transaction that holds the heads' locks.
+#[derive(Debug)]
+pub(crate) enum LockedHeads {
+    Postgres(postgres::LockedHeads),
+    Sqlite(sqlite::LockedHeads),
+}
+
+/// Runs the same call on whichever database it is.
+macro_rules! on_either {
+    ($self:expr, $database:ident => $call:expr) => {
+        match $self {
+            Self::Postgres($database) => $call,
+            Self::Sqlite($database) => $call,
+        }
+    };
+}
+
 impl Database {
     /// Opens the database at `url` (`sqlite://FILE` or `postgres://…`), creates what is missing of the schema, and
     /// refuses one that would lose acknowledged commands.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Address`], [`StoreError::NotDurable`], [`StoreError::Schema`] say what to do; the others come from
+    /// the database.
     pub async fn open(url: &str) -> Result<Self, StoreError> {
-        let _ = url;
-        unimplemented!()
+        Self::connect(url, true).await
     }
 
     /// Opens a database that already holds a ledger, and changes nothing about it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Database::open`]; [`StoreError::Schema`] when there is no ledger.
     pub async fn open_existing(url: &str) -> Result<Self, StoreError> {
-        let _ = url;
-        unimplemented!()
+        Self::connect(url, false).await
     }
 
-    /// `postgres` or `sqlite`, and where, without secrets: for people.
+    async fn connect(url: &str, create: bool) -> Result<Self, StoreError> {
+        match url.split_once(':').map(|(scheme, _)| scheme) {
+            Some("sqlite") => Ok(Self::Sqlite(Sqlite::open(url, create).await?)),
+            Some("postgres" | "postgresql") => Ok(Self::Postgres(Postgres::open(url, create).await?)),
+            // The address may hold a password: it is not repeated.
+            _ => Err(StoreError::Address(
+                "the database's address must begin with sqlite:// or postgres://, such as sqlite://ledger.db"
+                    .to_owned(),
+            )),
+        }
+    }
+
+    /// Which database, and where, without secrets: for people.
     #[must_use]
     pub fn describe(&self) -> String {
-        unimplemented!()
+        match self {
+            Self::Postgres(postgres) => postgres.place(),
+            Self::Sqlite(sqlite) => format!("sqlite://{}", sqlite.file()),
+        }
     }
 
-    /// The newest position of every partition, by partition number.
+    /// Closes the connections.
+    pub async fn close(&self) {
+        on_either!(self, database => database.close().await);
+    }
+
+    /// The newest place of every partition, by partition number.
     pub async fn heads(&self) -> Result<[Head; PARTITIONS], StoreError> {
-        unimplemented!()
+        on_either!(self, database => database.heads().await)
     }
 
     /// At most `limit` events of a partition after a position, in order. Fails on the first row that is no event.
@@ -43,8 +111,7 @@ impl Database {
         after: Position,
         limit: usize,
     ) -> Result<Vec<Event>, StoreError> {
-        let _ = (partition, after, limit);
-        unimplemented!()
+        self.rows_after(partition, after, limit).await?.into_iter().map(|row| row.map_err(StoreError::from)).collect()
     }
 
     /// Like [`Database::events_after`], but gives a damaged row its place instead of failing: for verification.
@@ -54,19 +121,113 @@ impl Database {
         after: Position,
         limit: usize,
     ) -> Result<Vec<Result<Event, DamagedRow>>, StoreError> {
-        let _ = (partition, after, limit);
-        unimplemented!()
+        on_either!(self, database => database.rows_after(partition, after, limit).await)
     }
 
     /// The event at a place, if there is one.
     pub async fn event_at(&self, partition: Partition, position: Position) -> Result<Option<Event>, StoreError> {
-        let _ = (partition, position);
-        unimplemented!()
+        Ok(self.events_at(&[(partition, position)]).await?.pop())
+    }
+
+    /// The events at some places, in any order; places without an event are left out.
+    pub async fn events_at(&self, places: &[(Partition, Position)]) -> Result<Vec<Event>, StoreError> {
+        if places.is_empty() {
+            return Ok(Vec::new());
+        }
+        on_either!(self, database => database.events_at(places).await)
     }
 
     /// The event of that id, if there is one: its id says where it is, and all of the id must agree.
     pub async fn transaction(&self, id: TransactionId) -> Result<Option<Event>, StoreError> {
-        let _ = id;
-        unimplemented!()
+        let (partition, _, position) = id.locate();
+        Ok(self.event_at(partition, position).await?.filter(|event| event.transaction_id == id))
+    }
+
+    pub(crate) async fn append(&self, append: &Append) -> Result<Appended, StoreError> {
+        on_either!(self, database => database.append(append).await)
+    }
+
+    pub(crate) async fn lock_heads(&self) -> Result<(LockedHeads, [Head; PARTITIONS]), StoreError> {
+        Ok(match self {
+            Self::Postgres(postgres) => {
+                let (locked, heads) = postgres.lock_heads().await?;
+                (LockedHeads::Postgres(locked), heads)
+            }
+            Self::Sqlite(sqlite) => {
+                let (locked, heads) = sqlite.lock_heads().await?;
+                (LockedHeads::Sqlite(locked), heads)
+            }
+        })
+    }
+
+    pub(crate) async fn walk_back(
+        &self,
+        partition: Partition,
+        from: Position,
+        bound: Bound,
+        limit: usize,
+    ) -> Result<Vec<Event>, StoreError> {
+        on_either!(self, database => database.walk_back(partition, from, bound, limit).await)
+    }
+
+    pub(crate) async fn newest_at_or_before(
+        &self,
+        partition: Partition,
+        at: Timestamp,
+        head: Position,
+    ) -> Result<Position, StoreError> {
+        on_either!(self, database => database.newest_at_or_before(partition, at, head).await)
+    }
+
+    pub(crate) async fn index_checkpoints(&self) -> Result<[Head; PARTITIONS], StoreError> {
+        on_either!(self, database => database.index_checkpoints().await)
+    }
+
+    pub(crate) async fn account_positions(
+        &self,
+        accounts: &[AccountId],
+    ) -> Result<Vec<(Partition, Position)>, StoreError> {
+        on_either!(self, database => database.account_positions(accounts).await)
+    }
+
+    pub(crate) async fn key_positions(&self, keys: &[KeyHash]) -> Result<Vec<(Partition, Position)>, StoreError> {
+        on_either!(self, database => database.key_positions(keys).await)
+    }
+
+    pub(crate) async fn business_positions(&self, business: u64) -> Result<Vec<(Partition, Position)>, StoreError> {
+        on_either!(self, database => database.business_positions(business).await)
+    }
+
+    pub(crate) async fn related_positions(
+        &self,
+        originals: &[(Partition, Position)],
+    ) -> Result<Vec<(Partition, Position)>, StoreError> {
+        on_either!(self, database => database.related_positions(originals).await)
+    }
+
+    pub(crate) async fn history_anchor(
+        &self,
+        account: AccountId,
+        bound: Bound,
+    ) -> Result<Option<Position>, StoreError> {
+        on_either!(self, database => database.history_anchor(account, bound).await)
+    }
+
+    pub(crate) async fn flush_indexes(
+        &self,
+        entries: &IndexEntries,
+        to: &[Head; PARTITIONS],
+    ) -> Result<(), StoreError> {
+        on_either!(self, database => database.flush_indexes(entries, to).await)
+    }
+}
+
+impl LockedHeads {
+    pub(crate) async fn append(self, append: &Append) -> Result<Appended, StoreError> {
+        on_either!(self, locked => locked.append(append).await)
+    }
+
+    pub(crate) async fn release(self) {
+        on_either!(self, locked => locked.release().await);
     }
 }

@@ -3,10 +3,14 @@
 //! [`Database`] is the seam between the two databases: what is the same on both is said once above it, what differs
 //! stands in [`postgres`] and [`sqlite`]. [`Ledger`] is the handle that others hold on the one task that decides.
 
+mod append;
 mod database;
 mod error;
+mod index;
 mod ledger;
 pub mod postgres;
+mod row;
+mod schema;
 pub mod sqlite;
 
 pub use database::Database;

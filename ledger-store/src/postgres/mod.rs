@@ -1,17 +1,119 @@
 //! The ledger on PostgreSQL.
 
-use sqlx::PgPool;
+mod index;
+mod log;
+mod rows;
+
+pub(crate) use log::LockedHeads;
+
+use std::{str::FromStr, sync::Arc, time::Duration};
+
+use sqlx::{
+    ConnectOptions, Connection, PgConnection, PgPool,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+use tokio::sync::Mutex;
+
+use crate::{StoreError, schema};
+
+/// The migrations of this database, by version.
+const MIGRATIONS: [(i64, &str, &str); 1] =
+    [(1, "ledger", include_str!("../../../migrations/postgres/0001_ledger.sql"))];
+
+/// Connections for reading, for look-ups and for projectors' transactions.
+const POOL_MAX: u32 = 12;
+/// How long a request waits for a connection of a database that does not answer.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What every session is set to. A session whose client is gone must not hold locks for long, and a statement must not
+/// wait for ever for a lock that such a session holds.
+const SESSION: [(&str, &str); 5] = [
+    ("lock_timeout", "5s"),
+    ("idle_in_transaction_session_timeout", "10s"),
+    ("tcp_keepalives_idle", "10"),
+    ("tcp_user_timeout", "15s"),
+    ("timezone", "UTC"),
+];
 
 /// A PostgreSQL database that holds a ledger.
 #[derive(Debug, Clone)]
 pub struct Postgres {
+    options: PgConnectOptions,
     pool: PgPool,
+    /// The writer's own connection: `None` until it is needed, and again after anything went wrong with it.
+    writer: Arc<Mutex<Option<PgConnection>>>,
 }
 
 impl Postgres {
+    /// Connects to the database at `url`, and creates the schema when `create` says so.
+    pub(crate) async fn open(url: &str, create: bool) -> Result<Self, StoreError> {
+        let options = PgConnectOptions::from_str(url)
+            .map_err(|_| {
+                StoreError::Address("the address of the PostgreSQL database cannot be read; write postgres://USER:PASSWORD@HOST:PORT/DATABASE".to_owned())
+            })?
+            .application_name("ledger")
+            .options(SESSION)
+            .disable_statement_logging();
+        let mut connection = PgConnection::connect_with(&options).await?;
+        if create {
+            // Two processes that start at once must not both migrate: sqlx takes an advisory lock for it.
+            schema::migrator(&MIGRATIONS).run(&mut connection).await?;
+        }
+        let place = describe(&options);
+        schema::check(
+            sqlx::query_scalar("select max(version) from _sqlx_migrations where success")
+                .fetch_one(&mut connection)
+                .await,
+            &MIGRATIONS,
+            &place,
+        )?;
+        refuse_to_lose(&mut connection, &place).await?;
+        connection.close().await?;
+        let pool = PgPoolOptions::new()
+            .max_connections(POOL_MAX)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .connect_lazy_with(options.clone());
+        Ok(Self { options, pool, writer: Arc::new(Mutex::new(None)) })
+    }
+
     /// Connections for reading and for projectors' transactions; the writer has its own.
     #[must_use]
     pub const fn pool(&self) -> &PgPool {
         &self.pool
     }
+
+    /// How to connect: for those that need a connection of their own, to hold a lock or to listen.
+    #[must_use]
+    pub const fn connect_options(&self) -> &PgConnectOptions {
+        &self.options
+    }
+
+    /// Host, port and database: no secrets.
+    #[must_use]
+    pub fn place(&self) -> String {
+        describe(&self.options)
+    }
+
+    pub(crate) async fn close(&self) {
+        self.writer.lock().await.take();
+        self.pool.close().await;
+    }
+}
+
+fn describe(options: &PgConnectOptions) -> String {
+    format!("postgres://{}:{}/{}", options.get_host(), options.get_port(), options.get_database().unwrap_or_default())
+}
+
+/// A commit must be on the disk when it is answered.
+async fn refuse_to_lose(connection: &mut PgConnection, place: &str) -> Result<(), StoreError> {
+    for setting in ["fsync", "synchronous_commit"] {
+        let value: String =
+            sqlx::query_scalar("select current_setting($1)").bind(setting).fetch_one(&mut *connection).await?;
+        if value == "off" {
+            return Err(StoreError::NotDurable(format!(
+                "{place} runs with {setting} = off and would lose acknowledged commands; set {setting} = on"
+            )));
+        }
+    }
+    Ok(())
 }

@@ -1,9 +1,28 @@
 //! The ledger on SQLite.
 
-use std::sync::Arc;
+mod index;
+mod log;
+mod rows;
 
-use sqlx::{SqliteConnection, SqlitePool};
-use tokio::sync::{Mutex, MutexGuard};
+pub(crate) use log::LockedHeads;
+
+use std::{str::FromStr, sync::Arc, time::Duration};
+
+use sqlx::{
+    ConnectOptions, Connection, SqliteConnection, SqlitePool,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+use tokio::sync::{Mutex, MutexGuard, OwnedMutexGuard};
+
+use crate::{StoreError, schema};
+
+/// The migrations of this database, by version.
+const MIGRATIONS: [(i64, &str, &str); 1] = [(1, "ledger", include_str!("../../../migrations/sqlite/0001_ledger.sql"))];
+
+/// How long a statement waits for another process's transaction on the same file.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Connections for reading: more than the machine has cores only wait for each other.
+const READERS_MAX: u32 = 4;
 
 /// A SQLite file that holds a ledger.
 ///
@@ -11,12 +30,15 @@ use tokio::sync::{Mutex, MutexGuard};
 /// own waiting is sleeping and trying again.
 #[derive(Debug, Clone)]
 pub struct Sqlite {
+    file: Arc<str>,
     readers: SqlitePool,
     writers: Arc<Mutex<Writers>>,
 }
 
 #[derive(Debug)]
-struct Writers {
+pub(crate) struct Writers {
+    /// `synchronous = FULL`: a commit is on the disk before it is answered.
+    pub(crate) durable: SqliteConnection,
     /// `synchronous = NORMAL`: for what can be made again from the log.
     relaxed: SqliteConnection,
 }
@@ -26,6 +48,50 @@ struct Writers {
 pub struct RelaxedTurn<'a>(MutexGuard<'a, Writers>);
 
 impl Sqlite {
+    /// Opens the file at `url`, and creates it and its schema when `create` says so.
+    pub(crate) async fn open(url: &str, create: bool) -> Result<Self, StoreError> {
+        let options = SqliteConnectOptions::from_str(url).map_err(|error| {
+            StoreError::Address(format!("{url} is no address of a SQLite file ({error}); write sqlite://FILE"))
+        })?;
+        let path = options.get_filename().to_path_buf();
+        let file = path.display().to_string();
+        if file.is_empty() || file.contains(":memory:") || url.contains("mode=memory") {
+            return Err(StoreError::NotDurable(format!(
+                "{url} is kept in memory and would lose every command; write sqlite://FILE"
+            )));
+        }
+        if !create && !path.is_file() {
+            return Err(StoreError::Schema(format!("there is no file {file}")));
+        }
+        let options = options
+            .create_if_missing(create)
+            .journal_mode(SqliteJournalMode::Wal)
+            .busy_timeout(BUSY_TIMEOUT)
+            .statement_cache_capacity(200)
+            .disable_statement_logging();
+        let mut durable = connect(&options.clone().synchronous(SqliteSynchronous::Full), &file).await?;
+        if create {
+            schema::migrator(&MIGRATIONS).run(&mut durable).await?;
+        }
+        schema::check(
+            sqlx::query_scalar("select max(version) from _sqlx_migrations where success").fetch_one(&mut durable).await,
+            &MIGRATIONS,
+            &file,
+        )?;
+        refuse_to_lose(&mut durable, &file).await?;
+        let relaxed = connect(&options.clone().synchronous(SqliteSynchronous::Normal), &file).await?;
+        let readers = SqlitePoolOptions::new()
+            .max_connections(READERS_MAX)
+            .connect_lazy_with(options.create_if_missing(false).pragma("query_only", "on"));
+        Ok(Self { file: file.into(), readers, writers: Arc::new(Mutex::new(Writers { durable, relaxed })) })
+    }
+
+    /// The file's path, as it was given.
+    #[must_use]
+    pub fn file(&self) -> &str {
+        &self.file
+    }
+
     /// Connections for reading.
     #[must_use]
     pub const fn readers(&self) -> &SqlitePool {
@@ -37,6 +103,16 @@ impl Sqlite {
     pub async fn relaxed_turn(&self) -> RelaxedTurn<'_> {
         RelaxedTurn(self.writers.lock().await)
     }
+
+    /// Waits for the turn to write durably.
+    pub(crate) async fn durable_turn(&self) -> OwnedMutexGuard<Writers> {
+        self.writers.clone().lock_owned().await
+    }
+
+    /// Closes every connection; the last one folds the write-ahead log into the file.
+    pub(crate) async fn close(&self) {
+        self.readers.close().await;
+    }
 }
 
 impl RelaxedTurn<'_> {
@@ -44,4 +120,27 @@ impl RelaxedTurn<'_> {
     pub fn connection(&mut self) -> &mut SqliteConnection {
         &mut self.0.relaxed
     }
+}
+
+async fn connect(options: &SqliteConnectOptions, file: &str) -> Result<SqliteConnection, StoreError> {
+    SqliteConnection::connect_with(options).await.map_err(|error| match error {
+        sqlx::Error::Database(refusal) => StoreError::Address(format!(
+            "cannot open {file}: {}; check that its folder exists and may be written to",
+            refusal.message()
+        )),
+        other => StoreError::Database(other),
+    })
+}
+
+/// The pragmas were asked for; what the file system made of them is what counts.
+async fn refuse_to_lose(connection: &mut SqliteConnection, file: &str) -> Result<(), StoreError> {
+    let journal: String = sqlx::query_scalar("pragma journal_mode").fetch_one(&mut *connection).await?;
+    let synchronous: i64 = sqlx::query_scalar("pragma synchronous").fetch_one(&mut *connection).await?;
+    if journal != "wal" || synchronous < 2 {
+        return Err(StoreError::NotDurable(format!(
+            "{file} runs with journal_mode={journal} and synchronous={synchronous}; the ledger needs wal and 2 (FULL), \
+             or acknowledged commands could be lost: put the file on a local disk"
+        )));
+    }
+    Ok(())
 }

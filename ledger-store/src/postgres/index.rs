@@ -1,0 +1,204 @@
+//! The indexes behind the log on PostgreSQL: look-ups, and the flush that writes them.
+
+use ledger_core::{AccountId, Head, PARTITIONS, Partition, Position};
+use sqlx::{AssertSqlSafe, PgConnection, Postgres as Driver, Row, postgres::PgArguments, query::Query};
+
+use super::{Postgres, log::heads_of};
+use crate::{
+    StoreError,
+    database::Bound,
+    index::{IndexEntries, KeyHash, stored_hash},
+    row::stored,
+};
+
+/// Rows of one statement of a flush.
+const FLUSH_ROWS: usize = 20_000;
+
+const CHECKPOINTS: &str = "select partition, epoch, position, hash from index_checkpoints order by partition";
+
+impl Postgres {
+    /// Up to where the indexes hold the log.
+    pub(crate) async fn index_checkpoints(&self) -> Result<[Head; PARTITIONS], StoreError> {
+        heads_of(sqlx::query(CHECKPOINTS).fetch_all(self.pool()).await?)
+    }
+
+    /// The newest indexed events of some accounts: where they are.
+    pub(crate) async fn account_positions(
+        &self,
+        accounts: &[AccountId],
+    ) -> Result<Vec<(Partition, Position)>, StoreError> {
+        let query = sqlx::query(
+            "select a.partition, a.position from unnest($1::smallint[], $2::uuid[]) as w (partition, account_id) \
+             cross join lateral (select * from account_positions \
+                 where partition = w.partition and account_id = w.account_id offset 0) a",
+        )
+        .bind(partitions(accounts.iter().map(|id| id.partition())))
+        .bind(accounts.iter().map(|id| id.uuid()).collect::<Vec<_>>());
+        self.places(query).await
+    }
+
+    /// The indexed events under some key hashes: where they are.
+    pub(crate) async fn key_positions(&self, keys: &[KeyHash]) -> Result<Vec<(Partition, Position)>, StoreError> {
+        let query = sqlx::query(
+            "select k.partition, k.position \
+             from unnest($1::smallint[], $2::bigint[], $3::bigint[]) as w (partition, business_hash, account_short) \
+             cross join lateral (select * from key_positions where partition = w.partition \
+                 and business_hash = w.business_hash and account_short = w.account_short offset 0) k",
+        )
+        .bind(partitions(keys.iter().map(|key| key.partition)))
+        .bind(keys.iter().map(|key| stored_hash(key.business)).collect::<Vec<_>>())
+        .bind(keys.iter().map(|key| stored_hash(key.account)).collect::<Vec<_>>());
+        self.places(query).await
+    }
+
+    /// The indexed events of every account under a business key's hash: where they are.
+    pub(crate) async fn business_positions(&self, business: u64) -> Result<Vec<(Partition, Position)>, StoreError> {
+        let query = sqlx::query(
+            "select k.partition, k.position from unnest($1::smallint[]) as w (partition) \
+             cross join lateral (select * from key_positions \
+                 where partition = w.partition and business_hash = $2 offset 0) k",
+        )
+        .bind(partitions(Partition::all()))
+        .bind(stored_hash(business));
+        self.places(query).await
+    }
+
+    /// The newest indexed events about some originals: where they are.
+    pub(crate) async fn related_positions(
+        &self,
+        originals: &[(Partition, Position)],
+    ) -> Result<Vec<(Partition, Position)>, StoreError> {
+        let query = sqlx::query(
+            "select r.partition, r.position from unnest($1::smallint[], $2::bigint[]) as w (partition, original_position) \
+             cross join lateral (select * from related_positions \
+                 where partition = w.partition and original_position = w.original_position offset 0) r",
+        )
+        .bind(partitions(originals.iter().map(|(partition, _)| *partition)))
+        .bind(originals.iter().map(|(_, position)| stored(position.0)).collect::<Vec<_>>());
+        self.places(query).await
+    }
+
+    /// The nearest indexed event of an account from which a walk back reaches `bound`.
+    pub(crate) async fn history_anchor(
+        &self,
+        account: AccountId,
+        bound: Bound,
+    ) -> Result<Option<Position>, StoreError> {
+        let column = match bound {
+            Bound::Position(_) => "position",
+            Bound::Version(_) => "version",
+        };
+        let sql = format!(
+            "select position from history_positions where partition = $1 and account_id = $2 and {column} >= $3 \
+             order by version limit 1"
+        );
+        let position: Option<i64> = sqlx::query_scalar(AssertSqlSafe(sql))
+            .bind(i16::from(account.partition().number()))
+            .bind(account.uuid())
+            .bind(stored(bound.value()))
+            .fetch_optional(self.pool())
+            .await?;
+        position.map(|position| place(account.partition(), position)).transpose()
+    }
+
+    async fn places(&self, query: Query<'_, Driver, PgArguments>) -> Result<Vec<(Partition, Position)>, StoreError> {
+        let rows = query.fetch_all(self.pool()).await?;
+        rows.iter()
+            .map(|row| {
+                let number: i16 = row.try_get(0)?;
+                let partition = u8::try_from(number).ok().and_then(Partition::new);
+                let partition = partition.ok_or_else(|| {
+                    StoreError::Inconsistent(format!("an index names partition {number}, which there is not"))
+                })?;
+                Ok((partition, place(partition, row.try_get(1)?)?))
+            })
+            .collect()
+    }
+
+    /// Writes entries to the indexes and moves the checkpoints to `to` where they are not past it, in one transaction.
+    pub(crate) async fn flush_indexes(
+        &self,
+        entries: &IndexEntries,
+        to: &[Head; PARTITIONS],
+    ) -> Result<(), StoreError> {
+        let mut transaction = self.pool().begin().await?;
+        let connection: &mut PgConnection = &mut transaction;
+        // The log is the indexes' write-ahead log: nobody waits for the disk here.
+        sqlx::query("set local synchronous_commit = off").execute(&mut *connection).await?;
+        // First, and in ascending order: the rows' locks let one flush pass at a time.
+        sqlx::query("select 1 from index_checkpoints order by partition for update").execute(&mut *connection).await?;
+        for chunk in entries.accounts.chunks(FLUSH_ROWS) {
+            sqlx::query(
+                "insert into account_positions (partition, account_id, position) \
+                 select * from unnest($1::smallint[], $2::uuid[], $3::bigint[]) \
+                 on conflict (partition, account_id) \
+                 do update set position = greatest(account_positions.position, excluded.position)",
+            )
+            .bind(partitions(chunk.iter().map(|(id, _)| id.partition())))
+            .bind(chunk.iter().map(|(id, _)| id.uuid()).collect::<Vec<_>>())
+            .bind(chunk.iter().map(|(_, at)| stored(at.0)).collect::<Vec<_>>())
+            .execute(&mut *connection)
+            .await?;
+        }
+        for chunk in entries.keys.chunks(FLUSH_ROWS) {
+            sqlx::query(
+                "insert into key_positions (partition, business_hash, account_short, position) \
+                 select * from unnest($1::smallint[], $2::bigint[], $3::bigint[], $4::bigint[]) on conflict do nothing",
+            )
+            .bind(partitions(chunk.iter().map(|(key, _)| key.partition)))
+            .bind(chunk.iter().map(|(key, _)| stored_hash(key.business)).collect::<Vec<_>>())
+            .bind(chunk.iter().map(|(key, _)| stored_hash(key.account)).collect::<Vec<_>>())
+            .bind(chunk.iter().map(|(_, at)| stored(at.0)).collect::<Vec<_>>())
+            .execute(&mut *connection)
+            .await?;
+        }
+        for chunk in entries.related.chunks(FLUSH_ROWS) {
+            sqlx::query(
+                "insert into related_positions (partition, original_position, position) \
+                 select * from unnest($1::smallint[], $2::bigint[], $3::bigint[]) \
+                 on conflict (partition, original_position) \
+                 do update set position = greatest(related_positions.position, excluded.position)",
+            )
+            .bind(partitions(chunk.iter().map(|(partition, ..)| *partition)))
+            .bind(chunk.iter().map(|(_, original, _)| stored(original.0)).collect::<Vec<_>>())
+            .bind(chunk.iter().map(|(.., at)| stored(at.0)).collect::<Vec<_>>())
+            .execute(&mut *connection)
+            .await?;
+        }
+        for chunk in entries.history.chunks(FLUSH_ROWS) {
+            sqlx::query(
+                "insert into history_positions (partition, account_id, version, position) \
+                 select * from unnest($1::smallint[], $2::uuid[], $3::bigint[], $4::bigint[]) on conflict do nothing",
+            )
+            .bind(partitions(chunk.iter().map(|(id, ..)| id.partition())))
+            .bind(chunk.iter().map(|(id, ..)| id.uuid()).collect::<Vec<_>>())
+            .bind(chunk.iter().map(|(_, version, _)| stored(*version)).collect::<Vec<_>>())
+            .bind(chunk.iter().map(|(.., at)| stored(at.0)).collect::<Vec<_>>())
+            .execute(&mut *connection)
+            .await?;
+        }
+        sqlx::query(
+            "update index_checkpoints c set epoch = n.epoch, position = n.position, hash = n.hash \
+             from unnest($1::smallint[], $2::bigint[], $3::bigint[], $4::bytea[]) as n (partition, epoch, position, hash) \
+             where c.partition = n.partition and (c.epoch, c.position) < (n.epoch, n.position)",
+        )
+        .bind(partitions(Partition::all()))
+        .bind(to.iter().map(|head| i64::from(head.epoch.0)).collect::<Vec<_>>())
+        .bind(to.iter().map(|head| stored(head.position.0)).collect::<Vec<_>>())
+        .bind(to.iter().map(|head| &head.hash.0[..]).collect::<Vec<_>>())
+        .execute(&mut *connection)
+        .await?;
+        transaction.commit().await?;
+        Ok(())
+    }
+}
+
+fn partitions(partitions: impl Iterator<Item = Partition>) -> Vec<i16> {
+    partitions.map(|partition| partition.number().into()).collect()
+}
+
+fn place(partition: Partition, position: i64) -> Result<Position, StoreError> {
+    u64::try_from(position)
+        .map(Position)
+        .map_err(|_| StoreError::Inconsistent(format!("an index names position {position} of partition {partition}")))
+}

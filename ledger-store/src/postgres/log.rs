@@ -1,0 +1,348 @@
+//! The log on PostgreSQL: append, heads, events.
+
+use std::sync::Arc;
+
+use chrono::{DateTime, Utc};
+use ledger_core::{Epoch, Event, Head, PARTITIONS, Partition, Position, Timestamp};
+use sqlx::{AssertSqlSafe, Connection, PgConnection, Row, postgres::PgRow};
+use tokio::sync::OwnedMutexGuard;
+use uuid::Uuid;
+
+use super::{Postgres, rows};
+use crate::{
+    DamagedRow, StoreError,
+    append::{Append, Appended},
+    database::Bound,
+    row::{self, COLUMNS, JOINED_COLUMNS, stored},
+};
+
+const HEADS: &str = "select partition, epoch, position, hash from partition_heads order by partition";
+
+/// A transaction in which the heads are locked, for a writer that lost a race. Dropping it closes the connection, and
+/// PostgreSQL rolls back.
+#[derive(Debug)]
+pub(crate) struct LockedHeads {
+    slot: OwnedMutexGuard<Option<PgConnection>>,
+    connection: PgConnection,
+}
+
+impl Postgres {
+    /// Commits a batch in one statement, which is one round trip and one transaction.
+    pub(crate) async fn append(&self, append: &Append) -> Result<Appended, StoreError> {
+        let mut slot = self.writer.clone().lock_owned().await;
+        let mut connection = self.take_writer(&mut slot).await?;
+        let done = if append.advances.is_empty() {
+            // Nothing to write: one statement reads the heads in a snapshot that began after the commands came.
+            let heads = heads_of(sqlx::query(HEADS).fetch_all(&mut connection).await?)?;
+            let agree = append.judged.iter().all(|(partition, head)| heads[partition.index()] == *head);
+            if agree { Appended::Done } else { Appended::FenceLost }
+        } else {
+            write(&mut connection, append).await?
+        };
+        // Only a connection that answered properly is used again.
+        *slot = Some(connection);
+        Ok(done)
+    }
+
+    /// Begins a transaction and locks the heads, so that the next append cannot lose a race.
+    pub(crate) async fn lock_heads(&self) -> Result<(LockedHeads, [Head; PARTITIONS]), StoreError> {
+        let mut slot = self.writer.clone().lock_owned().await;
+        let mut connection = self.take_writer(&mut slot).await?;
+        sqlx::query("begin").execute(&mut connection).await?;
+        let rows =
+            sqlx::query("select partition, epoch, position, hash from partition_heads order by partition for update")
+                .fetch_all(&mut connection)
+                .await?;
+        let heads = heads_of(rows)?;
+        Ok((LockedHeads { slot, connection }, heads))
+    }
+
+    async fn take_writer(&self, slot: &mut Option<PgConnection>) -> Result<PgConnection, StoreError> {
+        match slot.take() {
+            Some(connection) => Ok(connection),
+            None => Ok(PgConnection::connect_with(&self.options).await?),
+        }
+    }
+
+    /// Reads every head.
+    pub(crate) async fn heads(&self) -> Result<[Head; PARTITIONS], StoreError> {
+        heads_of(sqlx::query(HEADS).fetch_all(self.pool()).await?)
+    }
+
+    /// Reads at most `limit` events of a partition after a position.
+    pub(crate) async fn rows_after(
+        &self,
+        partition: Partition,
+        after: Position,
+        limit: usize,
+    ) -> Result<Vec<Result<Event, DamagedRow>>, StoreError> {
+        let sql =
+            format!("select {COLUMNS} from events where partition = $1 and position > $2 order by position limit $3");
+        sqlx::query(AssertSqlSafe(sql))
+            .bind(i16::from(partition.number()))
+            .bind(stored(after.0))
+            .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+            .fetch_all(self.pool())
+            .await?
+            .iter()
+            .map(rows::read)
+            .collect()
+    }
+
+    /// Reads the events at some places; places without an event are left out.
+    pub(crate) async fn events_at(&self, places: &[(Partition, Position)]) -> Result<Vec<Event>, StoreError> {
+        let (partitions, positions): (Vec<i16>, Vec<i64>) =
+            places.iter().map(|(partition, position)| (i16::from(partition.number()), stored(position.0))).unzip();
+        // The lateral join keeps the look-up by primary key whatever the planner thinks of the table's size.
+        let sql = format!(
+            "select {JOINED_COLUMNS} from unnest($1::smallint[], $2::bigint[]) as w (partition, position) \
+             cross join lateral (select * from events where partition = w.partition and position = w.position offset 0) e"
+        );
+        let rows = sqlx::query(AssertSqlSafe(sql)).bind(partitions).bind(positions).fetch_all(self.pool()).await?;
+        rows.iter().map(|row| Ok(rows::read(row)??)).collect()
+    }
+
+    /// Walks an account's events back from the one at `from`, which is the first that is looked at: those that lie
+    /// within `bound`, newest first, at most `limit`.
+    pub(crate) async fn walk_back(
+        &self,
+        partition: Partition,
+        from: Position,
+        bound: Bound,
+        limit: usize,
+    ) -> Result<Vec<Event>, StoreError> {
+        let within = match bound {
+            Bound::Position(_) => "position",
+            Bound::Version(_) => "version",
+        };
+        let sql = format!(
+            "with recursive walk (position, previous_position, found) as ( \
+                 select position, previous_position, ({within} <= $3)::int::bigint from events \
+                 where partition = $1 and position = $2 \
+                 union all \
+                 select e.position, e.previous_position, w.found + (e.{within} <= $3)::int \
+                 from walk w cross join lateral (select * from events \
+                     where partition = $1 and position = w.previous_position offset 0) e \
+                 where w.found < $4) \
+             select {JOINED_COLUMNS} from walk w cross join lateral (select * from events \
+                 where partition = $1 and position = w.position offset 0) e \
+             where w.found > 0 order by e.position desc"
+        );
+        let rows = sqlx::query(AssertSqlSafe(sql))
+            .bind(i16::from(partition.number()))
+            .bind(stored(from.0))
+            .bind(stored(bound.value()))
+            .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+            .fetch_all(self.pool())
+            .await?;
+        rows.iter().map(|row| Ok(rows::read(row)??)).collect()
+    }
+
+    /// The newest position of a partition that was recorded at or before an instant.
+    pub(crate) async fn newest_at_or_before(
+        &self,
+        partition: Partition,
+        at: Timestamp,
+        head: Position,
+    ) -> Result<Position, StoreError> {
+        // Times never run backwards in a partition, so the place is found by bisection over the primary key.
+        let at = DateTime::<Utc>::from(at);
+        let (mut low, mut high) = (0, head.0);
+        while low < high {
+            let middle = low + (high - low).div_ceil(2);
+            let recorded_at: Option<DateTime<Utc>> =
+                sqlx::query_scalar("select recorded_at from events where partition = $1 and position = $2")
+                    .bind(i16::from(partition.number()))
+                    .bind(stored(middle))
+                    .fetch_optional(self.pool())
+                    .await?;
+            if recorded_at.is_some_and(|recorded_at| recorded_at <= at) {
+                low = middle;
+            } else {
+                high = middle - 1;
+            }
+        }
+        Ok(Position(low))
+    }
+}
+
+impl LockedHeads {
+    /// Writes the batch and commits; the heads were locked, so only a writer that decided on other heads can lose.
+    pub(crate) async fn append(mut self, append: &Append) -> Result<Appended, StoreError> {
+        let done =
+            if append.advances.is_empty() { Appended::Done } else { write(&mut self.connection, append).await? };
+        let end = if done == Appended::Done { "commit" } else { "rollback" };
+        sqlx::query(end).execute(&mut self.connection).await?;
+        *self.slot = Some(self.connection);
+        Ok(done)
+    }
+
+    /// Lets go without having written.
+    pub(crate) async fn release(mut self) {
+        if sqlx::query("rollback").execute(&mut self.connection).await.is_ok() {
+            *self.slot = Some(self.connection);
+        } else {
+            let _ = self.connection.close_hard().await;
+        }
+    }
+}
+
+/// The events' columns as arrays, for `unnest`.
+#[derive(Default)]
+struct Columns<'e> {
+    partition: Vec<i16>,
+    position: Vec<i64>,
+    previous_position: Vec<i64>,
+    epoch: Vec<i64>,
+    version: Vec<i64>,
+    amount: Vec<Option<i64>>,
+    released: Vec<i64>,
+    remaining: Vec<Option<i64>>,
+    balance: Vec<i64>,
+    frozen: Vec<i64>,
+    expires_at: Vec<Option<DateTime<Utc>>>,
+    recorded_at: Vec<DateTime<Utc>>,
+    transaction_id: Vec<Uuid>,
+    account_id: Vec<Uuid>,
+    related_id: Vec<Option<Uuid>>,
+    operation_id: Vec<Uuid>,
+    batch_id: Vec<Option<Uuid>>,
+    batch_size: Vec<Option<i32>>,
+    batch_index: Vec<Option<i32>>,
+    schema_version: Vec<i16>,
+    locked: Vec<bool>,
+    event_type: Vec<&'static str>,
+    user_id: Vec<&'e str>,
+    credit_type: Vec<&'e str>,
+    business_code: Vec<&'e str>,
+    business_id: Vec<&'e str>,
+    request_id: Vec<&'e str>,
+    actor: Vec<&'e str>,
+    description: Vec<Option<&'e str>>,
+    metadata: Vec<Option<&'e str>>,
+    hash: Vec<&'e [u8]>,
+    available: Vec<i64>,
+}
+
+impl<'e> Columns<'e> {
+    fn of(events: &'e [Arc<Event>]) -> Self {
+        let mut columns = Self::default();
+        for event in events {
+            columns.push(event);
+        }
+        columns
+    }
+
+    fn push(&mut self, event: &'e Event) {
+        // A batch has at most some ten thousand commands.
+        let small = |number: u32| i32::try_from(number).expect("a batch's size fits an integer");
+        self.partition.push(event.partition.number().into());
+        self.position.push(stored(event.position.0));
+        self.previous_position.push(stored(event.previous_position.0));
+        self.epoch.push(event.epoch.0.into());
+        self.version.push(stored(event.after.version));
+        self.amount.push(event.amount.map(|amount| stored(amount.units())));
+        self.released.push(stored(event.released));
+        self.remaining.push(event.remaining.map(stored));
+        self.balance.push(stored(event.after.balance));
+        self.frozen.push(stored(event.after.frozen));
+        self.expires_at.push(event.expires_at.map(Into::into));
+        self.recorded_at.push(event.recorded_at.into());
+        self.transaction_id.push(event.transaction_id.uuid());
+        self.account_id.push(event.account.id().uuid());
+        self.related_id.push(event.related_id.map(|id| id.uuid()));
+        self.operation_id.push(event.operation_id);
+        self.batch_id.push(event.batch.map(|mark| mark.id));
+        self.batch_size.push(event.batch.map(|mark| small(mark.size)));
+        self.batch_index.push(event.batch.map(|mark| small(mark.index)));
+        self.schema_version.push(i16::try_from(event.schema_version).expect("schema versions are small"));
+        self.locked.push(event.after.locked);
+        self.event_type.push(event.event_type.name());
+        self.user_id.push(event.account.user_id());
+        self.credit_type.push(event.account.credit_type());
+        self.business_code.push(event.key.code());
+        self.business_id.push(event.key.id());
+        self.request_id.push(&event.request_id);
+        self.actor.push(&event.actor);
+        self.description.push(event.description.as_deref());
+        self.metadata.push(event.metadata.as_deref());
+        self.hash.push(&event.hash.0);
+        self.available.push(stored(event.after.available()));
+    }
+}
+
+async fn write(connection: &mut PgConnection, append: &Append) -> Result<Appended, StoreError> {
+    let partitions = |heads: &mut dyn Iterator<Item = Partition>| -> Vec<i16> {
+        heads.map(|partition| partition.number().into()).collect()
+    };
+    let advances = &append.advances;
+    let judged = &append.judged;
+    let columns = Columns::of(&append.events);
+    let parameters = (1..=42).map(|n| format!("${n}")).collect::<Vec<_>>().join(", ");
+    let appended: bool = sqlx::query_scalar(AssertSqlSafe(format!("select append_events({parameters})")))
+        .bind(partitions(&mut advances.iter().map(|(partition, ..)| *partition)))
+        .bind(advances.iter().map(|(_, before, _)| i64::from(before.epoch.0)).collect::<Vec<_>>())
+        .bind(advances.iter().map(|(_, before, _)| stored(before.position.0)).collect::<Vec<_>>())
+        .bind(advances.iter().map(|(_, before, _)| &before.hash.0[..]).collect::<Vec<_>>())
+        .bind(advances.iter().map(|(.., after)| stored(after.position.0)).collect::<Vec<_>>())
+        .bind(advances.iter().map(|(.., after)| &after.hash.0[..]).collect::<Vec<_>>())
+        .bind(partitions(&mut judged.iter().map(|(partition, _)| *partition)))
+        .bind(judged.iter().map(|(_, head)| i64::from(head.epoch.0)).collect::<Vec<_>>())
+        .bind(judged.iter().map(|(_, head)| stored(head.position.0)).collect::<Vec<_>>())
+        .bind(judged.iter().map(|(_, head)| &head.hash.0[..]).collect::<Vec<_>>())
+        .bind(columns.partition)
+        .bind(columns.position)
+        .bind(columns.previous_position)
+        .bind(columns.epoch)
+        .bind(columns.version)
+        .bind(columns.amount)
+        .bind(columns.released)
+        .bind(columns.remaining)
+        .bind(columns.balance)
+        .bind(columns.frozen)
+        .bind(columns.expires_at)
+        .bind(columns.recorded_at)
+        .bind(columns.transaction_id)
+        .bind(columns.account_id)
+        .bind(columns.related_id)
+        .bind(columns.operation_id)
+        .bind(columns.batch_id)
+        .bind(columns.batch_size)
+        .bind(columns.batch_index)
+        .bind(columns.schema_version)
+        .bind(columns.locked)
+        .bind(columns.event_type)
+        .bind(columns.user_id)
+        .bind(columns.credit_type)
+        .bind(columns.business_code)
+        .bind(columns.business_id)
+        .bind(columns.request_id)
+        .bind(columns.actor)
+        .bind(columns.description)
+        .bind(columns.metadata)
+        .bind(columns.hash)
+        .bind(columns.available)
+        .fetch_one(connection)
+        .await?;
+    Ok(if appended { Appended::Done } else { Appended::FenceLost })
+}
+
+/// Heads or checkpoints of every partition, from rows of (partition, epoch, position, hash) in order.
+pub(super) fn heads_of(rows: Vec<PgRow>) -> Result<[Head; PARTITIONS], StoreError> {
+    let mut heads = Vec::with_capacity(PARTITIONS);
+    for (index, row) in rows.iter().enumerate() {
+        let damaged = |reason: String| StoreError::Inconsistent(format!("the head of partition {index} {reason}"));
+        let partition: i16 = row.try_get(0)?;
+        if usize::try_from(partition) != Ok(index) {
+            return Err(damaged("is missing".to_owned()));
+        }
+        heads.push(Head {
+            epoch: Epoch(row::number("epoch", row.try_get(1)?).map_err(|(_, reason)| damaged(reason))?),
+            position: Position(row::number("position", row.try_get(2)?).map_err(|(_, reason)| damaged(reason))?),
+            hash: row::hash(row.try_get(3)?).map_err(damaged)?,
+        });
+    }
+    heads.try_into().map_err(|heads: Vec<_>| {
+        StoreError::Inconsistent(format!("there are {} heads instead of {PARTITIONS}", heads.len()))
+    })
+}

@@ -1,0 +1,161 @@
+//! An event as a row: the columns, and what a row must be like to be an event again.
+
+use std::sync::Arc;
+
+use ledger_core::{
+    Account, AccountId, AccountState, Amount, BatchMark, BusinessKey, Epoch, Event, EventType, Hash, MAX_AMOUNT,
+    Partition, Position, Timestamp, TransactionId,
+};
+use uuid::Uuid;
+
+use crate::DamagedRow;
+
+/// The columns of `events` that make an event, in the order in which both databases read and write them.
+/// `available` stands last: it is written for those who query the table, and checked when it is read.
+pub(crate) const COLUMNS: &str = "partition, position, previous_position, epoch, version, amount, released, remaining, \
+     balance, frozen, expires_at, recorded_at, transaction_id, account_id, related_id, operation_id, batch_id, \
+     batch_size, batch_index, schema_version, locked, type, user_id, credit_type, business_code, business_id, \
+     request_id, actor, description, metadata, hash, available";
+
+/// The same columns of `events e` in a join.
+pub(crate) const JOINED_COLUMNS: &str = "e.partition, e.position, e.previous_position, e.epoch, e.version, e.amount, \
+     e.released, e.remaining, e.balance, e.frozen, e.expires_at, e.recorded_at, e.transaction_id, e.account_id, \
+     e.related_id, e.operation_id, e.batch_id, e.batch_size, e.batch_index, e.schema_version, e.locked, e.type, \
+     e.user_id, e.credit_type, e.business_code, e.business_id, e.request_id, e.actor, e.description, e.metadata, \
+     e.hash, e.available";
+
+/// How many they are.
+pub(crate) const COLUMN_COUNT: usize = 32;
+
+/// A row in the types that both databases can give, before anything is believed of it.
+pub(crate) struct EventRow<'r> {
+    pub(crate) partition: Partition,
+    pub(crate) position: Position,
+    pub(crate) previous_position: i64,
+    pub(crate) epoch: i64,
+    pub(crate) version: i64,
+    pub(crate) amount: Option<i64>,
+    pub(crate) released: i64,
+    pub(crate) remaining: Option<i64>,
+    pub(crate) balance: i64,
+    pub(crate) frozen: i64,
+    pub(crate) expires_at: Option<Timestamp>,
+    pub(crate) recorded_at: Timestamp,
+    pub(crate) transaction_id: Uuid,
+    pub(crate) account_id: Uuid,
+    pub(crate) related_id: Option<Uuid>,
+    pub(crate) operation_id: Uuid,
+    pub(crate) batch_id: Option<Uuid>,
+    pub(crate) batch_size: Option<i64>,
+    pub(crate) batch_index: Option<i64>,
+    pub(crate) schema_version: i64,
+    pub(crate) locked: bool,
+    pub(crate) event_type: &'r str,
+    pub(crate) user_id: &'r str,
+    pub(crate) credit_type: &'r str,
+    pub(crate) business_code: &'r str,
+    pub(crate) business_id: &'r str,
+    pub(crate) request_id: &'r str,
+    pub(crate) actor: &'r str,
+    pub(crate) description: Option<&'r str>,
+    pub(crate) metadata: Option<&'r str>,
+    pub(crate) hash: &'r [u8],
+    pub(crate) available: i64,
+}
+
+/// What is wrong with a column.
+pub(crate) type Damage = (&'static str, String);
+
+impl EventRow<'_> {
+    /// The event that the row is.
+    pub(crate) fn into_event(self) -> Result<Event, DamagedRow> {
+        let (partition, position) = (self.partition, self.position);
+        self.read().map_err(|(column, reason)| DamagedRow { partition, position, column, reason })
+    }
+
+    fn read(self) -> Result<Event, Damage> {
+        let account_id = AccountId::stored(self.account_id).ok_or_else(|| no_id("account_id"))?;
+        if account_id.partition() != self.partition {
+            return Err(("account_id", format!("belongs to partition {}", account_id.partition())));
+        }
+        let after = AccountState {
+            balance: units("balance", self.balance)?,
+            frozen: units("frozen", self.frozen)?,
+            locked: self.locked,
+            version: number("version", self.version)?,
+        };
+        if number::<u64>("available", self.available)? != after.available() {
+            return Err(("available", format!("is {}, not balance - frozen = {}", self.available, after.available())));
+        }
+        let batch = match (self.batch_id, self.batch_size, self.batch_index) {
+            (None, None, None) => None,
+            (Some(id), Some(size), Some(index)) => {
+                Some(BatchMark { id, size: number("batch_size", size)?, index: number("batch_index", index)? })
+            }
+            _ => {
+                return Err(("batch_id", "is there without batch_size and batch_index, or they without it".to_owned()));
+            }
+        };
+        let amount = self.amount.map(|amount| {
+            u64::try_from(amount)
+                .ok()
+                .and_then(|units| Amount::new(units).ok())
+                .ok_or_else(|| ("amount", format!("is {amount}, outside 1 ..= {MAX_AMOUNT}")))
+        });
+        Ok(Event {
+            partition: self.partition,
+            epoch: Epoch(number("epoch", self.epoch)?),
+            position: self.position,
+            previous_position: Position(number("previous_position", self.previous_position)?),
+            transaction_id: TransactionId::from_uuid(self.transaction_id).ok_or_else(|| no_id("transaction_id"))?,
+            event_type: EventType::of_name(self.event_type)
+                .ok_or_else(|| ("type", format!("is `{}`, which is no type of event", self.event_type)))?,
+            schema_version: number("schema_version", self.schema_version)?,
+            account: Account::stored(account_id, self.user_id.into(), self.credit_type.into()),
+            amount: amount.transpose()?,
+            released: units("released", self.released)?,
+            related_id: self
+                .related_id
+                .map(|id| TransactionId::from_uuid(id).ok_or_else(|| no_id("related_id")))
+                .transpose()?,
+            remaining: self.remaining.map(|remaining| units("remaining", remaining)).transpose()?,
+            after,
+            key: BusinessKey::stored(self.business_code.into(), self.business_id.into()),
+            operation_id: self.operation_id,
+            request_id: self.request_id.into(),
+            actor: self.actor.into(),
+            description: self.description.map(Arc::from),
+            metadata: self.metadata.map(Arc::from),
+            expires_at: self.expires_at,
+            recorded_at: self.recorded_at,
+            batch,
+            hash: hash(self.hash).map_err(|reason| ("hash", reason))?,
+        })
+    }
+}
+
+/// A hash as it is stored: 32 bytes.
+pub(crate) fn hash(bytes: &[u8]) -> Result<Hash, String> {
+    bytes.try_into().map(Hash).map_err(|_| format!("has {} bytes instead of 32", bytes.len()))
+}
+
+/// A number as it is stored, in the type that it has in the domain.
+pub(crate) fn number<T: TryFrom<i64>>(column: &'static str, stored: i64) -> Result<T, Damage> {
+    T::try_from(stored).map_err(|_| (column, format!("is {stored}, which is out of range")))
+}
+
+/// A number of the domain as both databases store it. All of them are below 2^63.
+pub(crate) fn stored(number: u64) -> i64 {
+    i64::try_from(number).expect("amounts, versions and positions are below 2^63")
+}
+
+fn units(column: &'static str, stored: i64) -> Result<u64, Damage> {
+    match u64::try_from(stored) {
+        Ok(units) if units <= MAX_AMOUNT => Ok(units),
+        _ => Err((column, format!("is {stored}, outside 0 ..= {MAX_AMOUNT}"))),
+    }
+}
+
+fn no_id(column: &'static str) -> Damage {
+    (column, "is no id that this ledger gives".to_owned())
+}

@@ -1,0 +1,284 @@
+//! The log on SQLite: append, heads, events.
+
+use std::{fmt::Write as _, sync::Arc};
+
+use ledger_core::{Epoch, Event, Head, PARTITIONS, Partition, Position};
+use serde_json::json;
+use sqlx::{AssertSqlSafe, Row, SqliteConnection, sqlite::SqliteRow};
+use tokio::sync::OwnedMutexGuard;
+
+use super::{Sqlite, Writers, rows};
+use crate::{
+    DamagedRow, StoreError,
+    append::{Append, Appended},
+    database::Bound,
+    row::{self, COLUMN_COUNT, COLUMNS, JOINED_COLUMNS, stored},
+};
+
+/// Rows of one insert statement. 32 columns of 256 rows are 8,192 parameters; SQLite takes 32,766, but larger
+/// statements gain nothing more. The rest of a batch is written in powers of two, so that few statements are prepared.
+const INSERT_ROWS_MAX: usize = 256;
+
+/// A transaction in which the heads are locked, for a writer that lost a race.
+#[derive(Debug)]
+pub(crate) struct LockedHeads(OwnedMutexGuard<Writers>);
+
+impl Sqlite {
+    /// Commits a batch in a transaction of its own.
+    pub(crate) async fn append(&self, append: &Append) -> Result<Appended, StoreError> {
+        let mut turn = self.durable_turn().await;
+        let connection = &mut turn.durable;
+        if append.advances.is_empty() {
+            // Nothing to write: one statement reads the heads in a snapshot that began after the commands came.
+            return Ok(if agrees(&read_heads(connection).await?, append) {
+                Appended::Done
+            } else {
+                Appended::FenceLost
+            });
+        }
+        begin(connection).await?;
+        let done = write(connection, append).await;
+        finish(connection, done).await
+    }
+
+    /// Begins a transaction and locks the heads, so that the next append cannot lose a race.
+    pub(crate) async fn lock_heads(&self) -> Result<(LockedHeads, [Head; PARTITIONS]), StoreError> {
+        let mut turn = self.durable_turn().await;
+        begin(&mut turn.durable).await?;
+        match read_heads(&mut turn.durable).await {
+            Ok(heads) => Ok((LockedHeads(turn), heads)),
+            Err(error) => {
+                rollback(&mut turn.durable).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Reads every head.
+    pub(crate) async fn heads(&self) -> Result<[Head; PARTITIONS], StoreError> {
+        heads_of(sqlx::query(HEADS).fetch_all(self.readers()).await?)
+    }
+
+    /// Reads at most `limit` events of a partition after a position.
+    pub(crate) async fn rows_after(
+        &self,
+        partition: Partition,
+        after: Position,
+        limit: usize,
+    ) -> Result<Vec<Result<Event, DamagedRow>>, StoreError> {
+        let sql =
+            format!("select {COLUMNS} from events where partition = ? and position > ? order by position limit ?");
+        sqlx::query(AssertSqlSafe(sql))
+            .bind(i64::from(partition.number()))
+            .bind(stored(after.0))
+            .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+            .fetch_all(self.readers())
+            .await?
+            .iter()
+            .map(rows::read)
+            .collect()
+    }
+
+    /// Reads the events at some places; places without an event are left out.
+    pub(crate) async fn events_at(&self, places: &[(Partition, Position)]) -> Result<Vec<Event>, StoreError> {
+        let wanted =
+            json!(places.iter().map(|(partition, position)| (partition.number(), position.0)).collect::<Vec<_>>());
+        let sql = format!(
+            "select {JOINED_COLUMNS} from json_each(?) w \
+             cross join events e on e.partition = w.value ->> 0 and e.position = w.value ->> 1"
+        );
+        self.events(sql, wanted.to_string()).await
+    }
+
+    /// Runs a select of events with one parameter.
+    pub(super) async fn events(&self, sql: String, wanted: String) -> Result<Vec<Event>, StoreError> {
+        let rows = sqlx::query(AssertSqlSafe(sql)).bind(wanted).fetch_all(self.readers()).await?;
+        rows.iter().map(|row| Ok(rows::read(row)??)).collect()
+    }
+
+    /// Walks an account's events back from the one at `from`, which is the first that is looked at: those that lie
+    /// within `bound`, newest first, at most `limit`.
+    pub(crate) async fn walk_back(
+        &self,
+        partition: Partition,
+        from: Position,
+        bound: Bound,
+        limit: usize,
+    ) -> Result<Vec<Event>, StoreError> {
+        let within = match bound {
+            Bound::Position(_) => "position",
+            Bound::Version(_) => "version",
+        };
+        let sql = format!(
+            "with recursive walk (position, previous_position, version, found) as ( \
+                 select position, previous_position, version, {within} <= ?3 from events where partition = ?1 and position = ?2 \
+                 union all \
+                 select e.position, e.previous_position, e.version, w.found + (e.{within} <= ?3) \
+                 from walk w cross join events e on e.partition = ?1 and e.position = w.previous_position \
+                 where w.found < ?4) \
+             select {JOINED_COLUMNS} from walk w cross join events e on e.partition = ?1 and e.position = w.position \
+             where w.found > 0 order by e.position desc"
+        );
+        let rows = sqlx::query(AssertSqlSafe(sql))
+            .bind(i64::from(partition.number()))
+            .bind(stored(from.0))
+            .bind(stored(bound.value()))
+            .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+            .fetch_all(self.readers())
+            .await?;
+        rows.iter().map(|row| Ok(rows::read(row)??)).collect()
+    }
+
+    /// When the event at a place was recorded, in the database's own words.
+    pub(crate) async fn newest_at_or_before(
+        &self,
+        partition: Partition,
+        at: ledger_core::Timestamp,
+        head: Position,
+    ) -> Result<Position, StoreError> {
+        // Times never run backwards in a partition, so the place is found by bisection over the primary key.
+        let (mut low, mut high) = (0, head.0);
+        while low < high {
+            let middle = low + (high - low).div_ceil(2);
+            let recorded_at: Option<String> =
+                sqlx::query_scalar("select recorded_at from events where partition = ? and position = ?")
+                    .bind(i64::from(partition.number()))
+                    .bind(stored(middle))
+                    .fetch_optional(self.readers())
+                    .await?;
+            if recorded_at.is_some_and(|recorded_at| recorded_at <= at.to_string()) {
+                low = middle;
+            } else {
+                high = middle - 1;
+            }
+        }
+        Ok(Position(low))
+    }
+}
+
+impl LockedHeads {
+    /// Writes the batch and commits; the heads were locked, so only a writer that decided on other heads can lose.
+    pub(crate) async fn append(mut self, append: &Append) -> Result<Appended, StoreError> {
+        let done = write(&mut self.0.durable, append).await;
+        finish(&mut self.0.durable, done).await
+    }
+
+    /// Lets go without having written.
+    pub(crate) async fn release(mut self) {
+        rollback(&mut self.0.durable).await;
+    }
+}
+
+async fn begin(connection: &mut SqliteConnection) -> Result<(), StoreError> {
+    // A transaction that an earlier failure left open would make this one part of it.
+    if let Err(error) = sqlx::query("begin immediate").execute(&mut *connection).await {
+        rollback(connection).await;
+        return Err(error.into());
+    }
+    Ok(())
+}
+
+async fn rollback(connection: &mut SqliteConnection) {
+    // When there is nothing to roll back SQLite says so, and that is what was wanted.
+    let _ = sqlx::query("rollback").execute(connection).await;
+}
+
+/// Ends the transaction as `done` says.
+async fn finish(connection: &mut SqliteConnection, done: Result<Appended, StoreError>) -> Result<Appended, StoreError> {
+    if let Ok(Appended::Done) = done {
+        match sqlx::query("commit").execute(&mut *connection).await {
+            Ok(_) => return done,
+            Err(error) => {
+                rollback(connection).await;
+                return Err(error.into());
+            }
+        }
+    }
+    rollback(connection).await;
+    done
+}
+
+async fn write(connection: &mut SqliteConnection, append: &Append) -> Result<Appended, StoreError> {
+    if !agrees(&read_heads(connection).await?, append) {
+        return Ok(Appended::FenceLost);
+    }
+    insert(connection, &append.events).await?;
+    let mut values = String::new();
+    for _ in &append.advances {
+        values.push_str(if values.is_empty() { "(?, ?, ?, ?, ?, ?)" } else { ", (?, ?, ?, ?, ?, ?)" });
+    }
+    let sql = format!(
+        "with n (partition, epoch, position, hash, next_position, next_hash) as (values {values}) \
+         update partition_heads as h set position = n.next_position, hash = n.next_hash from n \
+         where h.partition = n.partition and h.epoch = n.epoch and h.position = n.position and h.hash = n.hash"
+    );
+    let mut update = sqlx::query(AssertSqlSafe(sql));
+    for (partition, before, after) in &append.advances {
+        update = update
+            .bind(i64::from(partition.number()))
+            .bind(i64::from(before.epoch.0))
+            .bind(stored(before.position.0))
+            .bind(before.hash.0.to_vec())
+            .bind(stored(after.position.0))
+            .bind(after.hash.0.to_vec());
+    }
+    let moved = update.execute(connection).await?.rows_affected();
+    Ok(if moved == append.advances.len() as u64 { Appended::Done } else { Appended::FenceLost })
+}
+
+async fn insert(connection: &mut SqliteConnection, events: &[Arc<Event>]) -> Result<(), StoreError> {
+    let mut rest = events;
+    while !rest.is_empty() {
+        let rows = if rest.len() >= INSERT_ROWS_MAX { INSERT_ROWS_MAX } else { 1 << rest.len().ilog2() };
+        let (chunk, later) = rest.split_at(rows);
+        let mut query = sqlx::query(AssertSqlSafe(insert_statement(rows)));
+        for event in chunk {
+            query = rows::bind(query, event);
+        }
+        query.execute(&mut *connection).await?;
+        rest = later;
+    }
+    Ok(())
+}
+
+fn insert_statement(rows: usize) -> String {
+    let row = format!("({})", vec!["?"; COLUMN_COUNT].join(","));
+    let mut sql = String::with_capacity(600 + rows * (row.len() + 1));
+    let _ = write!(sql, "insert into events ({COLUMNS}) values {row}");
+    for _ in 1..rows {
+        sql.push(',');
+        sql.push_str(&row);
+    }
+    sql
+}
+
+fn agrees(heads: &[Head; PARTITIONS], append: &Append) -> bool {
+    append.advances.iter().all(|(partition, before, _)| heads[partition.index()] == *before)
+        && append.judged.iter().all(|(partition, head)| heads[partition.index()] == *head)
+}
+
+const HEADS: &str = "select partition, epoch, position, hash from partition_heads order by partition";
+
+async fn read_heads(connection: &mut SqliteConnection) -> Result<[Head; PARTITIONS], StoreError> {
+    heads_of(sqlx::query(HEADS).fetch_all(connection).await?)
+}
+
+/// Heads or checkpoints of every partition, from rows of (partition, epoch, position, hash) in order.
+pub(super) fn heads_of(rows: Vec<SqliteRow>) -> Result<[Head; PARTITIONS], StoreError> {
+    let mut heads = Vec::with_capacity(PARTITIONS);
+    for (index, row) in rows.iter().enumerate() {
+        let damaged = |reason: String| StoreError::Inconsistent(format!("the head of partition {index} {reason}"));
+        let partition: i64 = row.try_get(0)?;
+        if usize::try_from(partition) != Ok(index) {
+            return Err(damaged("is missing".to_owned()));
+        }
+        heads.push(Head {
+            epoch: Epoch(row::number("epoch", row.try_get(1)?).map_err(|(_, reason)| damaged(reason))?),
+            position: Position(row::number("position", row.try_get(2)?).map_err(|(_, reason)| damaged(reason))?),
+            hash: row::hash(row.try_get(3)?).map_err(damaged)?,
+        });
+    }
+    heads.try_into().map_err(|heads: Vec<_>| {
+        StoreError::Inconsistent(format!("there are {} heads instead of {PARTITIONS}", heads.len()))
+    })
+}
