@@ -131,10 +131,18 @@ impl Database {
 
     /// The events at some places, in any order; places without an event are left out.
     pub async fn events_at(&self, places: &[(Partition, Position)]) -> Result<Vec<Event>, StoreError> {
+        self.rows_at(places).await?.into_iter().map(|row| row.map_err(StoreError::from)).collect()
+    }
+
+    /// Like [`Database::events_at`], but a damaged row does not fail the others.
+    pub(crate) async fn rows_at(
+        &self,
+        places: &[(Partition, Position)],
+    ) -> Result<Vec<Result<Event, DamagedRow>>, StoreError> {
         if places.is_empty() {
             return Ok(Vec::new());
         }
-        on_either!(self, database => database.events_at(places).await)
+        on_either!(self, database => database.rows_at(places).await)
     }
 
     /// The event of that id, if there is one: its id says where it is, and all of the id must agree.

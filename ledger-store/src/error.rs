@@ -37,3 +37,15 @@ pub enum StoreError {
     #[error("the database failed")]
     Database(#[from] sqlx::Error),
 }
+
+/// An error and what caused it, in one line: Display of each level says one thing.
+pub(crate) fn chain(error: &StoreError) -> String {
+    let mut line = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        line.push_str(": ");
+        line.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    line
+}

@@ -2,10 +2,26 @@
 
 use std::{sync::Arc, time::Duration};
 
-use ledger_core::{Account, Balance, BusinessKey, Command, Event, EventType, Position, Rejection, Timestamp};
-use tokio::sync::watch;
+use chrono::Utc;
+use ledger_core::{
+    Account, Balance, BusinessKey, Command, Event, PARTITIONS, Partition, Position, Rejection, Timestamp,
+};
+use tokio::{
+    sync::{Mutex, Semaphore, mpsc, oneshot, watch},
+    task::JoinHandle,
+};
 
-use crate::{Database, StoreError};
+use crate::{
+    Database, StoreError,
+    batch::{Answer, Ask, Newest, Request},
+    index::KeyHash,
+    published::Published,
+    tail::Tail,
+    writer::Writer,
+};
+
+/// The clock that events are recorded by.
+pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 /// How much the writer takes on, and by which clock it records.
 #[derive(Clone)]
@@ -15,7 +31,19 @@ pub struct LedgerOptions {
     /// How long an answer may wait for a database that is away before the caller is told so.
     pub patience: Duration,
     /// The clock that `recorded_at` is read from.
-    pub clock: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+    pub clock: Clock,
+}
+
+impl Default for LedgerOptions {
+    /// The system's clock, 65,536 commands waiting, 2 s of patience.
+    fn default() -> Self {
+        Self { queue_commands_max: 65_536, patience: Duration::from_secs(2), clock: Arc::new(system_time) }
+    }
+}
+
+fn system_time() -> Timestamp {
+    Timestamp::from_micros(Utc::now().timestamp_micros())
+        .expect("the system's clock is set to a year from 1970 to 9999")
 }
 
 /// A command that is done: now, or before.
@@ -61,104 +89,206 @@ pub enum BatchError {
 
 /// A handle on the task that decides. Cloning is cheap; a dropped call does not cancel what it asked for.
 #[derive(Clone)]
-pub struct Ledger {}
+pub struct Ledger {
+    pub(crate) database: Database,
+    queue: mpsc::UnboundedSender<Request>,
+    room: Arc<Semaphore>,
+    published: Arc<Published>,
+    stop: watch::Sender<bool>,
+    writer: Arc<Mutex<Option<JoinHandle<()>>>>,
+}
 
 impl Ledger {
     /// Reads what came after the indexes' checkpoint and starts the writer.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be read, or its parts contradict each other.
     pub async fn start(database: Database, options: LedgerOptions) -> Result<Self, StoreError> {
-        let _ = (database, options);
-        unimplemented!()
+        let tail = Tail::load(&database).await?;
+        let published = Arc::new(Published::new(&tail.heads));
+        // The queue itself has no bound; the semaphore counts the commands in it, whatever batches they come in.
+        let (queue, requests) = mpsc::unbounded_channel();
+        let stop = watch::Sender::new(false);
+        let writer = Writer::new(
+            database.clone(),
+            tail,
+            requests,
+            stop.subscribe(),
+            options.clock,
+            options.patience,
+            published.clone(),
+        );
+        let writer = tokio::spawn(writer.run());
+        Ok(Self {
+            database,
+            queue,
+            room: Arc::new(Semaphore::new(options.queue_commands_max)),
+            published,
+            stop,
+            writer: Arc::new(Mutex::new(Some(writer))),
+        })
     }
 
     /// Does one command.
+    ///
+    /// # Errors
+    ///
+    /// The refusal, or that nothing is known to have been done.
     pub async fn execute(&self, command: Command) -> Result<Recorded, CommandError> {
-        let _ = command;
-        unimplemented!()
+        match self.ask(Ask::One(Box::new(command)), 1).await {
+            Answer::One(outcome) => Ok(outcome?),
+            other => Err(unavailable(&other).into()),
+        }
     }
 
-    /// Does all of the commands in one transaction, or none.
+    /// Does all of the commands in one transaction, or none. They are answered in order.
+    ///
+    /// # Errors
+    ///
+    /// The first refusal, or that nothing is known to have been done.
     pub async fn execute_atomic(&self, commands: Vec<Command>) -> Result<Vec<Recorded>, BatchError> {
-        let _ = commands;
-        unimplemented!()
+        let weight = commands.len();
+        match self.ask(Ask::Atomic(commands), weight).await {
+            Answer::Atomic(Ok(recorded)) => Ok(recorded),
+            Answer::Atomic(Err((index, rejection))) => Err(BatchError::Rejected { index, rejection }),
+            other => Err(unavailable(&other).into()),
+        }
     }
 
     /// Does each of the commands on its own, in order.
     pub async fn execute_each(&self, commands: Vec<Command>) -> Vec<Result<Recorded, CommandError>> {
-        let _ = commands;
-        unimplemented!()
+        let weight = commands.len();
+        match self.ask(Ask::Each(commands), weight).await {
+            Answer::Each(outcomes) => outcomes.into_iter().map(|outcome| outcome.map_err(Into::into)).collect(),
+            other => vec![Err(unavailable(&other).into()); weight],
+        }
     }
 
     /// The newest event of an account, as of a moment after this was called: a strong read.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
     pub async fn newest(&self, account: &Account) -> Result<Option<Arc<Event>>, Unavailable> {
-        let _ = account;
-        unimplemented!()
+        let Some(newest) = self.where_newest(account).await? else { return Ok(None) };
+        self.read(account.partition(), newest.position).await
     }
 
     /// The event that the key is bound to in that account, exact.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
     pub async fn find(&self, account: &Account, key: &BusinessKey) -> Result<Option<Arc<Event>>, Unavailable> {
-        let _ = (account, key);
-        unimplemented!()
+        let places = self.places(Ask::Key(KeyHash::new(account, key))).await?;
+        let events = self.database.events_at(&places).await.map_err(|error| failed(&error))?;
+        Ok(events.into_iter().find(|event| event.account == *account && event.key == *key).map(Arc::new))
     }
 
-    /// The events that the key is bound to in any account.
+    /// The events that the key is bound to, in any account, in the order of partition and position.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
     pub async fn find_all(&self, key: &BusinessKey) -> Result<Vec<Event>, Unavailable> {
-        let _ = key;
-        unimplemented!()
+        // The tail first: what it lets go of meanwhile is in the indexes by then.
+        let mut places = self.places(Ask::Business(key.hash())).await?;
+        places.extend(self.database.business_positions(key.hash()).await.map_err(|error| failed(&error))?);
+        places.sort_unstable();
+        places.dedup();
+        let mut events = self.database.events_at(&places).await.map_err(|error| failed(&error))?;
+        events.retain(|event| event.key == *key);
+        events.sort_unstable_by_key(|event| (event.partition, event.position));
+        Ok(events)
     }
 
-    /// The event that made an account's `version`, if it has come so far.
-    pub async fn at_version(&self, account: &Account, version: u64) -> Result<Option<Arc<Event>>, Unavailable> {
-        let _ = (account, version);
-        unimplemented!()
-    }
-
-    /// The newest event of an account that was recorded at or before `at`.
-    pub async fn at_time(&self, account: &Account, at: Timestamp) -> Result<Option<Arc<Event>>, Unavailable> {
-        let _ = (account, at);
-        unimplemented!()
-    }
-
-    /// An account's events, newest first: those before position `before` (absent: from the newest), at most `limit`, of
-    /// `event_type` if one is given. The position is where to go on, absent at the end.
-    pub async fn history(
-        &self,
-        account: &Account,
-        before: Option<Position>,
-        limit: usize,
-        event_type: Option<EventType>,
-    ) -> Result<(Vec<Event>, Option<Position>), Unavailable> {
-        let _ = (account, before, limit, event_type);
-        unimplemented!()
-    }
-
-    /// The account as the newest event left it that this process committed and still remembers. Newer than a read model
-    /// or absent; never ahead of what is durable.
+    /// The account as the newest event left it that this process committed and still remembers. It may be older than the
+    /// read model where other processes write too; it is never ahead of what is durable.
     #[must_use]
     pub fn recent(&self, account: &Account) -> Option<Balance> {
-        let _ = account;
-        unimplemented!()
+        self.published.recent(account)
     }
 
     /// Counts the commits of this process: a projector wakes when it changes.
     #[must_use]
     pub fn commits(&self) -> watch::Receiver<u64> {
-        unimplemented!()
+        self.published.commits()
     }
 
     /// The positions up to which this process knows every partition to be committed.
     #[must_use]
-    pub fn committed(&self) -> [Position; ledger_core::PARTITIONS] {
-        unimplemented!()
+    pub fn committed(&self) -> [Position; PARTITIONS] {
+        self.published.positions()
     }
 
     /// Whether commands can be served: `None`, or why not.
     #[must_use]
     pub fn trouble(&self) -> Option<String> {
-        unimplemented!()
+        if self.queue.is_closed() { Some("the writer has stopped".to_owned()) } else { self.published.trouble() }
+    }
+
+    /// How many more commands may wait.
+    #[must_use]
+    pub fn room(&self) -> usize {
+        self.room.available_permits()
     }
 
     /// Takes no more commands, answers those that wait, and returns when the last commit is done.
     pub async fn stop(&self) {
-        unimplemented!()
+        self.stop.send_replace(true);
+        if let Some(writer) = self.writer.lock().await.take() {
+            // The task ends by itself; if it panicked there is nothing more to wait for.
+            let _ = writer.await;
+        }
     }
+
+    pub(crate) async fn where_newest(&self, account: &Account) -> Result<Option<Newest>, Unavailable> {
+        match self.ask(Ask::Newest(account.id()), 1).await {
+            Answer::Newest(newest) => Ok(newest),
+            other => Err(unavailable(&other)),
+        }
+    }
+
+    pub(crate) async fn read(
+        &self,
+        partition: Partition,
+        position: Position,
+    ) -> Result<Option<Arc<Event>>, Unavailable> {
+        let event = self.database.event_at(partition, position).await.map_err(|error| failed(&error))?;
+        Ok(event.map(Arc::new))
+    }
+
+    async fn places(&self, ask: Ask) -> Result<Vec<(Partition, Position)>, Unavailable> {
+        match self.ask(ask, 1).await {
+            Answer::Places(places) => Ok(places),
+            other => Err(unavailable(&other)),
+        }
+    }
+
+    async fn ask(&self, ask: Ask, weight: usize) -> Answer {
+        let permits = u32::try_from(weight).unwrap_or(u32::MAX);
+        let Ok(permit) = self.room.clone().try_acquire_many_owned(permits) else {
+            return Answer::Unavailable(Unavailable::Overloaded);
+        };
+        let (reply, answer) = oneshot::channel();
+        if self.queue.send(Request { ask, reply, permit }).is_err() {
+            return Answer::Unavailable(Unavailable::Stopping);
+        }
+        // Without an answer the writer is gone, and what became of the command only its key tells.
+        answer.await.unwrap_or(Answer::Unavailable(Unavailable::Store))
+    }
+}
+
+fn unavailable(answer: &Answer) -> Unavailable {
+    match answer {
+        Answer::Unavailable(unavailable) => unavailable.clone(),
+        other => unreachable!("the writer answers what it was asked, not {other:?}"),
+    }
+}
+
+/// A read failed: the log says why, the caller may try again.
+pub(crate) fn failed(error: &StoreError) -> Unavailable {
+    tracing::warn!(error = %crate::error::chain(error), "a read failed");
+    Unavailable::Store
 }

@@ -4,15 +4,23 @@
 //! stands in [`postgres`] and [`sqlite`]. [`Ledger`] is the handle that others hold on the one task that decides.
 
 mod append;
+mod batch;
 mod database;
 mod error;
+mod history;
 mod index;
+mod judge;
 mod ledger;
+mod lookup;
 pub mod postgres;
+mod published;
+mod recovery;
 mod row;
 mod schema;
 pub mod sqlite;
+mod tail;
+mod writer;
 
 pub use database::Database;
 pub use error::{DamagedRow, StoreError};
-pub use ledger::{BatchError, CommandError, Ledger, LedgerOptions, Recorded, Unavailable};
+pub use ledger::{BatchError, Clock, CommandError, Ledger, LedgerOptions, Recorded, Unavailable};

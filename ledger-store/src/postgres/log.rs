@@ -90,7 +90,10 @@ impl Postgres {
     }
 
     /// Reads the events at some places; places without an event are left out.
-    pub(crate) async fn events_at(&self, places: &[(Partition, Position)]) -> Result<Vec<Event>, StoreError> {
+    pub(crate) async fn rows_at(
+        &self,
+        places: &[(Partition, Position)],
+    ) -> Result<Vec<Result<Event, DamagedRow>>, StoreError> {
         let (partitions, positions): (Vec<i16>, Vec<i64>) =
             places.iter().map(|(partition, position)| (i16::from(partition.number()), stored(position.0))).unzip();
         // The lateral join keeps the look-up by primary key whatever the planner thinks of the table's size.
@@ -99,7 +102,7 @@ impl Postgres {
              cross join lateral (select * from events where partition = w.partition and position = w.position offset 0) e"
         );
         let rows = sqlx::query(AssertSqlSafe(sql)).bind(partitions).bind(positions).fetch_all(self.pool()).await?;
-        rows.iter().map(|row| Ok(rows::read(row)??)).collect()
+        rows.iter().map(rows::read).collect()
     }
 
     /// Walks an account's events back from the one at `from`, which is the first that is looked at: those that lie

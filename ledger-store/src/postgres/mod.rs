@@ -38,7 +38,7 @@ const SESSION: [(&str, &str); 5] = [
 /// A PostgreSQL database that holds a ledger.
 #[derive(Debug, Clone)]
 pub struct Postgres {
-    options: PgConnectOptions,
+    options: Arc<PgConnectOptions>,
     pool: PgPool,
     /// The writer's own connection: `None` until it is needed, and again after anything went wrong with it.
     writer: Arc<Mutex<Option<PgConnection>>>,
@@ -73,7 +73,7 @@ impl Postgres {
             .max_connections(POOL_MAX)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .connect_lazy_with(options.clone());
-        Ok(Self { options, pool, writer: Arc::new(Mutex::new(None)) })
+        Ok(Self { options: Arc::new(options), pool, writer: Arc::new(Mutex::new(None)) })
     }
 
     /// Connections for reading and for projectors' transactions; the writer has its own.
@@ -84,7 +84,7 @@ impl Postgres {
 
     /// How to connect: for those that need a connection of their own, to hold a lock or to listen.
     #[must_use]
-    pub const fn connect_options(&self) -> &PgConnectOptions {
+    pub fn connect_options(&self) -> &PgConnectOptions {
         &self.options
     }
 

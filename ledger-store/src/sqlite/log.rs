@@ -80,20 +80,18 @@ impl Sqlite {
     }
 
     /// Reads the events at some places; places without an event are left out.
-    pub(crate) async fn events_at(&self, places: &[(Partition, Position)]) -> Result<Vec<Event>, StoreError> {
+    pub(crate) async fn rows_at(
+        &self,
+        places: &[(Partition, Position)],
+    ) -> Result<Vec<Result<Event, DamagedRow>>, StoreError> {
         let wanted =
             json!(places.iter().map(|(partition, position)| (partition.number(), position.0)).collect::<Vec<_>>());
         let sql = format!(
             "select {JOINED_COLUMNS} from json_each(?) w \
              cross join events e on e.partition = w.value ->> 0 and e.position = w.value ->> 1"
         );
-        self.events(sql, wanted.to_string()).await
-    }
-
-    /// Runs a select of events with one parameter.
-    pub(super) async fn events(&self, sql: String, wanted: String) -> Result<Vec<Event>, StoreError> {
-        let rows = sqlx::query(AssertSqlSafe(sql)).bind(wanted).fetch_all(self.readers()).await?;
-        rows.iter().map(|row| Ok(rows::read(row)??)).collect()
+        let rows = sqlx::query(AssertSqlSafe(sql)).bind(wanted.to_string()).fetch_all(self.readers()).await?;
+        rows.iter().map(rows::read).collect()
     }
 
     /// Walks an account's events back from the one at `from`, which is the first that is looked at: those that lie

@@ -1,0 +1,222 @@
+//! Decides requests on top of what is known, into a batch.
+
+use std::sync::Arc;
+
+use ledger_core::{
+    Account, Action, BatchMark, Command, Event, OriginalKind, Rejection, Situation, Slot, Timestamp, TransactionId,
+    decide, repeats,
+};
+
+use crate::{
+    StoreError,
+    batch::{Answer, Ask, Batch, Draft, Newest, Partitions, Request},
+    ledger::{Recorded, Unavailable},
+    lookup::{Fetched, Known, Layers},
+    tail::Tail,
+};
+
+/// What every decision of a round shares.
+pub(crate) struct Round<'a> {
+    pub(crate) tail: &'a Tail,
+    /// The batch that is being committed meanwhile.
+    pub(crate) in_flight: Option<&'a Draft>,
+    pub(crate) fetched: &'a Fetched,
+    /// The clock's time; a partition whose newest event is younger keeps that one's.
+    pub(crate) now: Timestamp,
+}
+
+impl Round<'_> {
+    fn known<'b>(&'b self, trial: Option<&'b Draft>, building: &'b Draft) -> Known<'b> {
+        let layers = Layers { drafts: [trial, Some(building), self.in_flight], tail: self.tail };
+        Known { layers, fetched: self.fetched }
+    }
+
+    /// Decides a request and puts it and its answer into the batch.
+    pub(crate) fn judge(&self, batch: &mut Batch, request: Request) {
+        let answer = self.answer(&mut batch.draft, &request.ask).unwrap_or_else(|error| {
+            // Only what touches the damage is refused, and nothing is decided on it.
+            tracing::error!(%error, "a request met a damaged part of the database");
+            Answer::Unavailable(Unavailable::Store)
+        });
+        batch.weight += request.weight();
+        batch.answers.push((request, answer));
+    }
+
+    fn answer(&self, draft: &mut Draft, ask: &Ask) -> Result<Answer, StoreError> {
+        Ok(match ask {
+            Ask::One(command) => Answer::One(self.judge_one(draft, None, command, None)?),
+            Ask::Each(commands) => {
+                let each = commands.iter().map(|command| self.judge_one(draft, None, command, None));
+                Answer::Each(each.collect::<Result<_, _>>()?)
+            }
+            Ask::Atomic(commands) => Answer::Atomic(self.judge_atomic(draft, commands)?),
+            Ask::Newest(account) => {
+                draft.judged.insert(account.partition());
+                let layers = self.known(None, draft).layers;
+                Answer::Newest(self.known(None, draft).account(*account)?.map(|balance| Newest {
+                    position: balance.position,
+                    version: balance.state.version,
+                    anchors: layers.anchors(*account),
+                }))
+            }
+            Ask::Key(hash) => {
+                draft.judged.insert(hash.partition);
+                Answer::Places(self.known(None, draft).key_places(*hash))
+            }
+            Ask::Business(business) => {
+                draft.judged.insert_all(Partitions::ALL);
+                Answer::Places(self.known(None, draft).layers.business_places(*business))
+            }
+        })
+    }
+
+    /// All of the commands, or none.
+    fn judge_atomic(
+        &self,
+        building: &mut Draft,
+        commands: &[Command],
+    ) -> Result<Result<Vec<Recorded>, (usize, Rejection)>, StoreError> {
+        let mut trial = Draft::on(building.heads, building.recorded_at);
+        // The mark says how many events the batch makes, so what is a repeat is found out first.
+        let mut mark = self.fresh_commands(building, commands)?;
+        let mut recorded = Vec::with_capacity(commands.len());
+        for (index, command) in commands.iter().enumerate() {
+            match self.judge_one(&mut trial, Some(building), command, mark.as_mut())? {
+                Ok(done) => recorded.push(done),
+                Err(rejection) => {
+                    building.judged.insert_all(trial.judged);
+                    return Ok(Err((index, rejection)));
+                }
+            }
+        }
+        building.absorb(trial);
+        Ok(Ok(recorded))
+    }
+
+    /// The mark of a batch that makes more than one event. Its id is known with its first event.
+    fn fresh_commands(&self, building: &Draft, commands: &[Command]) -> Result<Option<BatchMark>, StoreError> {
+        let known = self.known(None, building);
+        let mut seen = std::collections::HashSet::new();
+        for command in commands {
+            if let Some(account) = owner(known, command)?
+                && known.bound(&account, &command.key)?.is_none()
+            {
+                seen.insert((account.id(), command.key.clone()));
+            }
+        }
+        let size = u32::try_from(seen.len()).expect("a batch has at most some ten thousand commands");
+        Ok((size > 1).then_some(BatchMark { id: uuid::Uuid::nil(), size, index: 0 }))
+    }
+
+    /// One command, into `draft`, which may lie on top of another one.
+    fn judge_one(
+        &self,
+        draft: &mut Draft,
+        below: Option<&Draft>,
+        command: &Command,
+        mark: Option<&mut BatchMark>,
+    ) -> Result<Result<Recorded, Rejection>, StoreError> {
+        let known = match below {
+            Some(below) => self.known(Some(draft), below),
+            None => self.known(None, draft),
+        };
+        // Whatever is answered, it was judged by the heads of these partitions.
+        let mut judged = Partitions::default();
+        if let Some(original) = command.action.original() {
+            judged.insert(original.locate().0);
+        }
+        let outcome = match owner(known, command)? {
+            None => Err(not_found(&command.action)),
+            Some(account) => {
+                judged.insert(account.partition());
+                self.judge_known(known, draft, &account, command, mark)?
+            }
+        };
+        draft.judged.insert_all(judged);
+        Ok(outcome.map(|(event, replayed)| {
+            if !replayed {
+                draft.add(event.clone());
+            }
+            Recorded { event, replayed }
+        }))
+    }
+
+    fn judge_known(
+        &self,
+        known: Known<'_>,
+        draft: &Draft,
+        account: &Account,
+        command: &Command,
+        mark: Option<&mut BatchMark>,
+    ) -> Result<Result<(Arc<Event>, bool), Rejection>, StoreError> {
+        if let Some(first) = known.bound(account, &command.key)? {
+            return Ok(repeats(first, command).map(|()| (first.clone(), true)));
+        }
+        let original = known.original(command)?;
+        if let Some(original) = original
+            && original.kind == wanted_kind(&command.action)
+            && let Some(field) = command.action.named().and_then(|named| named.disagreement(account))
+        {
+            return Ok(Err(Rejection::AccountMismatch { field }));
+        }
+        let balance = known.account(account.id())?;
+        if let Some(balance) = balance
+            && balance.account != *account
+        {
+            return Err(StoreError::Inconsistent(format!(
+                "account {}: the log holds another account under this id: run replay-tool verify",
+                account.id()
+            )));
+        }
+        let partition = account.partition();
+        let now = self.now.max(draft.recorded_at[partition.index()]);
+        let situation = Situation { account: balance.map(|balance| &balance.state), original };
+        let effect = match decide(&situation, command, now) {
+            Ok(effect) => effect,
+            Err(rejection) => return Ok(Err(rejection)),
+        };
+        let slot = Slot {
+            partition,
+            head: draft.heads[partition.index()],
+            previous_position: balance.map(|balance| balance.position).unwrap_or_default(),
+        };
+        let batch = mark.map(|mark| {
+            if mark.index == 0 {
+                let id = TransactionId::derive(account, slot.head.epoch, slot.head.position.next(), &command.key);
+                mark.id = id.uuid();
+            }
+            let this = *mark;
+            mark.index += 1;
+            this
+        });
+        Ok(Ok((Arc::new(Event::seal(account, command, &effect, &slot, batch, now)), false)))
+    }
+}
+
+/// The account that a command is about: the one it names, or its original's.
+fn owner(known: Known<'_>, command: &Command) -> Result<Option<Account>, StoreError> {
+    if let Some(account) = command.action.account() {
+        return Ok(Some(account.clone()));
+    }
+    let Some(original) = known.original(command)? else { return Ok(None) };
+    // An original's account has at least the event that made the original.
+    Ok(known.account(original.account_id)?.map(|balance| balance.account.clone()))
+}
+
+/// The refusal of a command whose original is not there.
+fn not_found(action: &Action) -> Rejection {
+    match *action {
+        Action::Capture { freeze, .. } | Action::Unfreeze { freeze, .. } => {
+            Rejection::FreezeNotFound { freeze_id: freeze }
+        }
+        Action::Refund { debit, .. } => Rejection::DebitNotFound { debit_id: debit },
+        _ => Rejection::AccountNotFound,
+    }
+}
+
+const fn wanted_kind(action: &Action) -> OriginalKind {
+    match action {
+        Action::Refund { .. } => OriginalKind::Deduction,
+        _ => OriginalKind::Freeze,
+    }
+}

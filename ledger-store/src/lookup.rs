@@ -1,0 +1,341 @@
+//! What a decision has to know, from the newest layer down: drafts, the tail, the cache, and what was fetched.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
+
+use ledger_core::{Account, AccountId, Balance, BusinessKey, Command, Event, Original, Partition, Position};
+use quick_cache::unsync::Cache;
+
+use crate::{
+    StoreError,
+    batch::{Ask, Draft, Partitions, Request},
+    database::Database,
+    index::KeyHash,
+    tail::{OriginalEntry, Span, Tail, about, balance_after},
+};
+
+/// What was read from the indexes and the log for one round of decisions.
+///
+/// The answers hold as long as the tail reaches back to the checkpoint that the indexes had: the writer lets go of a
+/// part of the tail only between rounds.
+#[derive(Debug, Default)]
+pub(crate) struct Fetched {
+    /// `None`: the account was never credited, as far as the indexes say.
+    accounts: HashMap<AccountId, Option<Balance>>,
+    keys: HashMap<KeyHash, Vec<Position>>,
+    /// `None`: there is no freeze or deduction at that place.
+    originals: HashMap<(Partition, Position), Option<OriginalEntry>>,
+    events: HashMap<(Partition, Position), Arc<Event>>,
+    /// Where an index or an event cannot be believed: what was not found there is not known to be absent.
+    broken: Partitions,
+}
+
+/// Why a round of decisions cannot be made yet.
+#[derive(Debug)]
+pub(crate) enum LookupError {
+    /// The indexes know more than this process: another one wrote. Catch up first.
+    Behind,
+    Store(StoreError),
+}
+
+impl From<StoreError> for LookupError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+/// The layers that a decision looks through.
+#[derive(Clone, Copy)]
+pub(crate) struct Layers<'a> {
+    /// What is not committed yet, newest first.
+    pub(crate) drafts: [Option<&'a Draft>; 3],
+    pub(crate) tail: &'a Tail,
+}
+
+impl<'a> Layers<'a> {
+    fn spans(self) -> impl Iterator<Item = &'a Span> {
+        let drafts = self.drafts.into_iter().flatten().map(|draft| &draft.span);
+        drafts.chain([&self.tail.active]).chain(self.tail.sealed.as_deref())
+    }
+
+    fn cache(self) -> &'a Cache<AccountId, Balance> {
+        &self.tail.accounts
+    }
+
+    fn account(self, id: AccountId) -> Option<&'a Balance> {
+        self.spans().find_map(|span| span.accounts.get(&id)).or_else(|| self.cache().peek(&id))
+    }
+
+    fn original(self, place: (Partition, Position)) -> Option<&'a OriginalEntry> {
+        self.spans().find_map(|span| span.originals.get(&place))
+    }
+
+    /// The newest position of a partition, committed or not.
+    fn head(self, partition: Partition) -> Position {
+        let newest = self.drafts.into_iter().flatten().next().map_or(&self.tail.heads, |draft| &draft.heads);
+        newest[partition.index()].position
+    }
+
+    /// Every entry of an account's history in these layers, ascending.
+    pub(crate) fn anchors(self, id: AccountId) -> Vec<(u64, Position)> {
+        let mut anchors: Vec<_> = self
+            .spans()
+            .flat_map(|span| &span.history)
+            .filter(|(account, ..)| *account == id)
+            .map(|&(_, version, position)| (version, position))
+            .collect();
+        anchors.sort_unstable();
+        anchors
+    }
+
+    /// Where events under a key's hash are.
+    pub(crate) fn key_places(self, hash: KeyHash) -> impl Iterator<Item = Position> {
+        self.spans().filter_map(move |span| span.keys.get(&hash)).flatten().copied()
+    }
+
+    /// Where events under a business key's hash are, in any account.
+    pub(crate) fn business_places(self, business: u64) -> Vec<(Partition, Position)> {
+        self.spans()
+            .flat_map(|span| &span.keys)
+            .filter(|(hash, _)| hash.business == business)
+            .flat_map(|(hash, positions)| positions.iter().map(|position| (hash.partition, *position)))
+            .collect()
+    }
+}
+
+/// The layers and what was fetched beneath them: all that a round of decisions knows.
+#[derive(Clone, Copy)]
+pub(crate) struct Known<'a> {
+    pub(crate) layers: Layers<'a>,
+    pub(crate) fetched: &'a Fetched,
+}
+
+impl<'a> Known<'a> {
+    /// The account as its newest event left it.
+    pub(crate) fn account(self, id: AccountId) -> Result<Option<&'a Balance>, StoreError> {
+        let found = self.layers.account(id).or_else(|| self.fetched.accounts.get(&id)?.as_ref());
+        self.absent_only_if_sound(id.partition(), found)
+    }
+
+    /// The freeze or deduction that a command names, as the newest event about it left it.
+    pub(crate) fn original(self, command: &Command) -> Result<Option<&'a Original>, StoreError> {
+        let Some(named) = command.action.original() else { return Ok(None) };
+        let (partition, _, position) = named.locate();
+        let place = (partition, position);
+        let entry = self.layers.original(place).or_else(|| self.fetched.originals.get(&place)?.as_ref());
+        // The place may hold what another ledger, or another epoch, never named so.
+        let original = entry.map(|entry| &entry.original).filter(|original| original.transaction_id == named);
+        self.absent_only_if_sound(partition, original)
+    }
+
+    /// The event that a key is bound to in an account.
+    pub(crate) fn bound(self, account: &Account, key: &BusinessKey) -> Result<Option<&'a Arc<Event>>, StoreError> {
+        let hash = KeyHash::new(account, key);
+        let fetched = self.fetched.keys.get(&hash).into_iter().flatten().copied();
+        for position in self.layers.key_places(hash).chain(fetched) {
+            let place = (hash.partition, position);
+            let drafts = self.layers.drafts.into_iter().flatten();
+            let event = drafts.filter_map(|draft| draft.event_at(hash.partition, position)).next();
+            let event = event.or_else(|| self.fetched.events.get(&place)).ok_or_else(|| missing(place))?;
+            if event.account == *account && event.key == *key {
+                return Ok(Some(event));
+            }
+        }
+        self.absent_only_if_sound(hash.partition, None)
+    }
+
+    /// Fails closed: where something is broken, what was not found may still be there.
+    fn absent_only_if_sound<T>(self, partition: Partition, found: Option<T>) -> Result<Option<T>, StoreError> {
+        if found.is_none() && self.fetched.broken.contains(partition) {
+            return Err(StoreError::Inconsistent(format!(
+                "partition {partition}: its indexes or events are damaged: run replay-tool verify"
+            )));
+        }
+        Ok(found)
+    }
+
+    /// Where the events under a key's hash are: in these layers and in the indexes.
+    pub(crate) fn key_places(self, hash: KeyHash) -> Vec<(Partition, Position)> {
+        let fetched = self.fetched.keys.get(&hash).into_iter().flatten().copied();
+        self.layers.key_places(hash).chain(fetched).map(|position| (hash.partition, position)).collect()
+    }
+}
+
+/// Reads what the requests need and the layers do not know, in as few statements as it takes.
+pub(crate) async fn fetch(
+    database: &Database,
+    layers: Layers<'_>,
+    requests: &[Request],
+) -> Result<Fetched, LookupError> {
+    let mut fetched = Fetched::default();
+    originals(database, layers, requests, &mut fetched).await?;
+    accounts_and_keys(database, layers, requests, &mut fetched).await?;
+    Ok(fetched)
+}
+
+/// The freezes and deductions that are named and not known, which also tell whose they are.
+async fn originals(
+    database: &Database,
+    layers: Layers<'_>,
+    requests: &[Request],
+    fetched: &mut Fetched,
+) -> Result<(), LookupError> {
+    let mut cold: HashSet<(Partition, Position)> = HashSet::new();
+    for command in requests.iter().flat_map(Request::commands) {
+        if let Some(original) = command.action.original() {
+            let (partition, _, position) = original.locate();
+            let exists = position > Position::ZERO && position <= layers.head(partition);
+            if exists && layers.original((partition, position)).is_none() {
+                cold.insert((partition, position));
+            }
+        }
+    }
+    if cold.is_empty() {
+        return Ok(());
+    }
+    let cold: Vec<_> = cold.into_iter().collect();
+    let related = database.related_positions(&cold).await?;
+    refuse_ahead(layers, &related)?;
+    let mut places = cold.clone();
+    places.extend(&related);
+    let events = read(database, &places, &mut fetched.broken).await?;
+    for place in &cold {
+        let Some(event) = events.get(place) else { continue };
+        let entry = Original::made_by(event).map(|original| OriginalEntry { original, newest: Position::ZERO });
+        fetched.originals.insert(*place, entry);
+    }
+    for place in &related {
+        let Some(event) = events.get(place) else { continue };
+        let about =
+            about(event).and_then(|(original, entry)| Some((fetched.originals.get_mut(&original)?.as_mut()?, entry)));
+        match about {
+            Some((known, entry)) if known.original.transaction_id == entry.original.transaction_id => *known = entry,
+            _ => disagrees("related_positions", *place, &mut fetched.broken),
+        }
+    }
+    // A rest that cannot be told is no rest: what is known of an original in a broken partition is not believed.
+    let broken = fetched.broken;
+    fetched.originals.retain(|(partition, _), _| !broken.contains(*partition));
+    Ok(())
+}
+
+async fn accounts_and_keys(
+    database: &Database,
+    layers: Layers<'_>,
+    requests: &[Request],
+    fetched: &mut Fetched,
+) -> Result<(), LookupError> {
+    let mut accounts: HashSet<AccountId> = HashSet::new();
+    let mut keys: HashSet<KeyHash> = HashSet::new();
+    let mut places: Vec<(Partition, Position)> = Vec::new();
+    for request in requests {
+        match &request.ask {
+            Ask::Newest(account) => {
+                accounts.insert(*account);
+            }
+            Ask::Key(hash) => {
+                keys.insert(*hash);
+            }
+            _ => {}
+        }
+        for command in request.commands() {
+            let account = match command.action.account() {
+                Some(account) => account.id(),
+                None => match (Known { layers, fetched }).original(command) {
+                    Ok(Some(original)) => original.account_id,
+                    _ => continue,
+                },
+            };
+            let hash =
+                KeyHash { partition: account.partition(), business: command.key.hash(), account: account.short() };
+            // What a draft holds is at hand; what the tail holds has to be read, to be compared and repeated.
+            let committed = [Some(&layers.tail.active), layers.tail.sealed.as_deref()];
+            let in_tail = committed.into_iter().flatten().filter_map(|span| span.keys.get(&hash)).flatten();
+            places.extend(in_tail.map(|position| (hash.partition, *position)));
+            accounts.insert(account);
+            keys.insert(hash);
+        }
+    }
+    accounts.retain(|id| layers.account(*id).is_none());
+    let accounts: Vec<_> = accounts.into_iter().collect();
+    let keys: Vec<_> = keys.into_iter().collect();
+
+    let account_places = if accounts.is_empty() { Vec::new() } else { database.account_positions(&accounts).await? };
+    let key_places = if keys.is_empty() { Vec::new() } else { database.key_positions(&keys).await? };
+    refuse_ahead(layers, &account_places)?;
+    refuse_ahead(layers, &key_places)?;
+    places.extend(&account_places);
+    places.extend(&key_places);
+    let mut events = read(database, &places, &mut fetched.broken).await?;
+
+    fetched.accounts.extend(accounts.iter().map(|id| (*id, None)));
+    for place in &account_places {
+        let Some(event) = events.get(place) else { continue };
+        match fetched.accounts.get_mut(&event.account.id()) {
+            Some(slot) if event.account.is_consistent() => *slot = Some(balance_after(event)),
+            _ => disagrees("account_positions", *place, &mut fetched.broken),
+        }
+    }
+    for place in &key_places {
+        let Some(event) = events.get(place) else { continue };
+        let hash = KeyHash::new(&event.account, &event.key);
+        if keys.contains(&hash) {
+            fetched.keys.entry(hash).or_default().push(place.1);
+        } else {
+            disagrees("key_positions", *place, &mut fetched.broken);
+        }
+    }
+    fetched.events.extend(events.drain());
+    Ok(())
+}
+
+/// Reads events that must be there; a partition in which one is not, or is damaged, is broken.
+async fn read(
+    database: &Database,
+    places: &[(Partition, Position)],
+    broken: &mut Partitions,
+) -> Result<HashMap<(Partition, Position), Arc<Event>>, StoreError> {
+    let mut places = places.to_vec();
+    places.sort_unstable();
+    places.dedup();
+    let rows = database.rows_at(&places).await?;
+    let events: HashMap<_, _> = rows
+        .into_iter()
+        .filter_map(|row| match row {
+            Ok(event) => Some(((event.partition, event.position), Arc::new(event))),
+            Err(damage) => {
+                tracing::error!(%damage, "a damaged event was met");
+                None
+            }
+        })
+        .collect();
+    for (partition, position) in places {
+        if !events.contains_key(&(partition, position)) {
+            tracing::error!(%partition, %position, "an event that must be there is missing or damaged: run replay-tool verify");
+            broken.insert(partition);
+        }
+    }
+    Ok(events)
+}
+
+/// An index that points past the head was written by a process that knows more.
+fn refuse_ahead(layers: Layers<'_>, places: &[(Partition, Position)]) -> Result<(), LookupError> {
+    if places.iter().any(|(partition, position)| *position > layers.tail.heads[partition.index()].position) {
+        return Err(LookupError::Behind);
+    }
+    Ok(())
+}
+
+fn missing((partition, position): (Partition, Position)) -> StoreError {
+    StoreError::Inconsistent(format!(
+        "partition {partition} position {position}: the event is missing or damaged: run replay-tool verify"
+    ))
+}
+
+/// The event is not what the index says it is.
+fn disagrees(index: &'static str, (partition, position): (Partition, Position), broken: &mut Partitions) {
+    tracing::error!(index, %partition, %position, "an index row disagrees with its event: run replay-tool verify");
+    broken.insert(partition);
+}

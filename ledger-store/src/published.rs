@@ -1,0 +1,67 @@
+//! What the writer shows to others in this process.
+
+use std::sync::{
+    Mutex, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
+
+use ledger_core::{Account, Balance, Head, PARTITIONS, Position};
+use quick_cache::sync::Cache;
+use tokio::sync::watch;
+
+use crate::tail::Span;
+
+/// Accounts whose newest committed state is kept at hand, so that whoever wrote reads what was written.
+const RECENT_ACCOUNTS_MAX: usize = 100_000;
+
+/// Everything here is durable: it is shown after the commit.
+pub(crate) struct Published {
+    recent: Cache<ledger_core::AccountId, Balance>,
+    positions: [AtomicU64; PARTITIONS],
+    commits: watch::Sender<u64>,
+    trouble: Mutex<Option<String>>,
+}
+
+impl Published {
+    pub(crate) fn new(heads: &[Head; PARTITIONS]) -> Self {
+        Self {
+            recent: Cache::new(RECENT_ACCOUNTS_MAX),
+            positions: std::array::from_fn(|index| AtomicU64::new(heads[index].position.0)),
+            commits: watch::Sender::new(0),
+            trouble: Mutex::new(None),
+        }
+    }
+
+    /// A commit's events are durable, up to these heads.
+    pub(crate) fn commit(&self, span: &Span, heads: &[Head; PARTITIONS]) {
+        for (id, balance) in &span.accounts {
+            self.recent.insert(*id, balance.clone());
+        }
+        for (position, head) in self.positions.iter().zip(heads) {
+            position.store(head.position.0, Ordering::Release);
+        }
+        if span.events > 0 {
+            self.commits.send_modify(|commits| *commits += 1);
+        }
+    }
+
+    pub(crate) fn recent(&self, account: &Account) -> Option<Balance> {
+        self.recent.get(&account.id()).filter(|balance| balance.account == *account)
+    }
+
+    pub(crate) fn positions(&self) -> [Position; PARTITIONS] {
+        std::array::from_fn(|index| Position(self.positions[index].load(Ordering::Acquire)))
+    }
+
+    pub(crate) fn commits(&self) -> watch::Receiver<u64> {
+        self.commits.subscribe()
+    }
+
+    pub(crate) fn trouble(&self) -> Option<String> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_trouble(&self, trouble: Option<String>) {
+        *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
+    }
+}

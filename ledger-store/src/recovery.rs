@@ -1,0 +1,213 @@
+//! What the writer does when another process wrote, or the database failed.
+//!
+//! Nothing is guessed: the heads are locked, which waits for whatever transaction may still be under way, and what the
+//! log holds is read and compared. Then the requests are decided again under the lock, so that the same race is not lost
+//! twice.
+
+use std::time::{Duration, Instant};
+
+use ledger_core::{Head, PARTITIONS, Partition};
+use tokio::time::sleep;
+
+use crate::{
+    StoreError,
+    append::Appended,
+    batch::{Answer, Batch},
+    database::LockedHeads,
+    error,
+    ledger::Unavailable,
+    tail::Tail,
+    writer::{Interruption, Writer},
+};
+
+/// Foreign events that are worth reading on for; past that the tail is made anew from the indexes' checkpoint.
+const READ_ON_MAX: u64 = 200_000;
+/// The pause after the first failed attempt, doubled up to [`PAUSE_MAX`].
+const PAUSE: Duration = Duration::from_millis(20);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+impl Writer {
+    /// Comes back to a state in which everything that is known is durable, and nothing is in flight.
+    pub(crate) async fn recover(&mut self, interruption: Interruption) {
+        self.end_in_flight(interruption).await;
+        let since = Instant::now();
+        let mut pause = PAUSE;
+        loop {
+            match self.try_to_recover().await {
+                Ok(()) => {
+                    self.published.set_trouble(None);
+                    return;
+                }
+                Err(error) => {
+                    let why = error::chain(&error);
+                    tracing::warn!(error = %why, "the ledger cannot commit");
+                    self.published.set_trouble(Some(why));
+                }
+            }
+            // Those that wait are told in time; what they asked for may still turn out to be done, and their keys tell.
+            if since.elapsed() >= self.patience || self.is_stopping() {
+                for (request, _) in self.uncertain.iter_mut().flat_map(|batch| batch.answers.drain(..)) {
+                    request.answer(Answer::Unavailable(Unavailable::Store));
+                }
+                self.give_up(&Unavailable::Store);
+                if self.is_stopping() {
+                    return;
+                }
+            }
+            self.pause(pause, since).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    /// Waits for the end of the commit in flight. A batch whose end is not known is kept as uncertain, everything else
+    /// that is not committed goes back to the line.
+    async fn end_in_flight(&mut self, interruption: Interruption) {
+        if let Interruption::Failed(error) = interruption {
+            tracing::warn!(error = %error::chain(&error), "the database failed");
+        }
+        let building = self.building.take();
+        let Some(in_flight) = self.in_flight.take() else {
+            self.take_back([None, building]);
+            return;
+        };
+        let (batch, outcome) = in_flight.end().await;
+        match outcome {
+            Ok(Appended::Done) => {
+                self.settle(batch);
+                self.take_back([None, building]);
+            }
+            Ok(Appended::FenceLost) => self.take_back([Some(batch), building]),
+            Err(error) => {
+                tracing::warn!(error = %error::chain(&error), "the database failed");
+                self.take_back([None, building]);
+                self.uncertain = Some(batch);
+            }
+        }
+    }
+
+    /// One attempt: lock, catch up, find out what became of the uncertain batch, decide what waits, commit.
+    async fn try_to_recover(&mut self) -> Result<(), StoreError> {
+        let (locked, heads) = self.database.lock_heads().await?;
+        if let Err(error) = self.prepare(&heads).await {
+            locked.release().await;
+            return Err(error);
+        }
+        self.decide_locked(locked).await
+    }
+
+    async fn prepare(&mut self, heads: &[Head; PARTITIONS]) -> Result<(), StoreError> {
+        self.catch_up(heads).await?;
+        if let Some(batch) = self.uncertain.take() {
+            match self.is_committed(&batch).await {
+                // Its events came in with the catching up; the answers are still owed.
+                Ok(true) => batch.answers.into_iter().for_each(|(request, answer)| request.answer(answer)),
+                Ok(false) => self.take_back([Some(batch), None]),
+                Err(error) => {
+                    self.uncertain = Some(batch);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the log holds the batch. It is one transaction, so one of its events tells of all.
+    async fn is_committed(&self, batch: &Batch) -> Result<bool, StoreError> {
+        let Some(event) = batch.draft.events.first() else { return Ok(false) };
+        let stored = self.database.event_at(event.partition, event.position).await?;
+        Ok(stored.is_some_and(|stored| stored.hash == event.hash))
+    }
+
+    /// Decides what waits while the heads are locked, and commits it.
+    async fn decide_locked(&mut self, locked: LockedHeads) -> Result<(), StoreError> {
+        if self.waiting.is_empty() {
+            locked.release().await;
+            return Ok(());
+        }
+        let decided = self.decide().await;
+        let Some(batch) = self.building.take() else {
+            locked.release().await;
+            return match decided {
+                Err(Interruption::Failed(error)) => Err(error),
+                Err(Interruption::RaceLost) => Err(ahead_of_locked_heads()),
+                Ok(()) => Ok(()),
+            };
+        };
+        if let Err(interruption) = decided {
+            self.take_back([Some(batch), None]);
+            locked.release().await;
+            return Err(match interruption {
+                Interruption::Failed(error) => error,
+                Interruption::RaceLost => ahead_of_locked_heads(),
+            });
+        }
+        match locked.append(&batch.append()).await {
+            Ok(Appended::Done) => {
+                self.settle(batch);
+                Ok(())
+            }
+            Ok(Appended::FenceLost) => {
+                self.take_back([Some(batch), None]);
+                Err(ahead_of_locked_heads())
+            }
+            Err(error) => {
+                self.uncertain = Some(batch);
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes in what other processes wrote up to `heads`, and our own batch if it did get there.
+    async fn catch_up(&mut self, heads: &[Head; PARTITIONS]) -> Result<(), StoreError> {
+        let mut missing = 0;
+        for (partition, (known, head)) in Partition::all().zip(self.tail.heads.iter().zip(heads)) {
+            let rewound = head.epoch != known.epoch
+                || head.position < known.position
+                || (head.position == known.position && head.hash != known.hash);
+            if rewound {
+                return Err(StoreError::Inconsistent(format!(
+                    "partition {partition}: the log ends at epoch {} position {}, this process knew epoch {} position {}: \
+                     the database was rewound or restored; restart every process that uses it",
+                    head.epoch.0, head.position, known.epoch.0, known.position
+                )));
+            }
+            missing += head.position.0 - known.position.0;
+        }
+        let checkpoint = self.database.index_checkpoints().await?;
+        let behind = checkpoint.iter().zip(&self.tail.heads).any(|(indexed, known)| indexed.position > known.position);
+        if behind || missing > READ_ON_MAX {
+            // What the tail knows does not reach to where the indexes begin to know it any more, or that is far off.
+            let tail = Tail::load(&self.database).await?;
+            self.replace_tail(tail);
+        } else {
+            for (partition, head) in Partition::all().zip(heads) {
+                self.tail.read_on(&self.database, partition, head).await?;
+            }
+        }
+        self.published.commit(&self.tail.active, &self.tail.heads);
+        Ok(())
+    }
+
+    /// Waits. Once patience is over, whoever asks meanwhile is told at once.
+    async fn pause(&mut self, pause: Duration, since: Instant) {
+        let told_at_once = since.elapsed() >= self.patience;
+        let end = sleep(pause);
+        tokio::pin!(end);
+        loop {
+            tokio::select! {
+                () = &mut end => return,
+                request = self.queue.recv(), if told_at_once => match request {
+                    Some(request) => request.answer(Answer::Unavailable(Unavailable::Store)),
+                    None => {
+                        self.stop();
+                        return;
+                    }
+                },
+            }
+        }
+    }
+}
+
+fn ahead_of_locked_heads() -> StoreError {
+    StoreError::Inconsistent("the log or its indexes are ahead of the locked heads: run replay-tool verify".to_owned())
+}

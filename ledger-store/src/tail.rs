@@ -1,0 +1,251 @@
+//! What the indexes do not hold yet: the log after their checkpoint, in memory.
+
+use std::{collections::HashMap, sync::Arc};
+
+use ledger_core::{
+    AccountId, Balance, Event, EventType, Head, Original, OriginalKind, PARTITIONS, Partition, Position, Timestamp,
+    chain,
+};
+use quick_cache::unsync::Cache;
+
+use crate::{
+    StoreError,
+    database::Database,
+    index::{HISTORY_STRIDE, IndexEntries, KeyHash},
+};
+
+/// Accounts that are remembered after the tail let them go: some 30 MiB.
+const CACHED_ACCOUNTS_MAX: usize = 100_000;
+/// Events of one read when the tail is made from the log.
+const PAGE: usize = 5_000;
+
+/// A freeze or a deduction, and where the newest event about it is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OriginalEntry {
+    pub(crate) original: Original,
+    /// The newest event about the original; [`Position::ZERO`] when none came after it.
+    pub(crate) newest: Position,
+}
+
+/// What some successive events made.
+#[derive(Debug, Default)]
+pub(crate) struct Span {
+    pub(crate) accounts: HashMap<AccountId, Balance>,
+    pub(crate) keys: HashMap<KeyHash, Vec<Position>>,
+    pub(crate) originals: HashMap<(Partition, Position), OriginalEntry>,
+    /// Each [`HISTORY_STRIDE`]th version of an account.
+    pub(crate) history: Vec<(AccountId, u64, Position)>,
+    /// How many events they are: what the tail's bound counts.
+    pub(crate) events: usize,
+}
+
+impl Span {
+    /// Adds an event, which must follow all that were added before in its partition.
+    pub(crate) fn add(&mut self, event: &Event) {
+        let account = event.account.id();
+        self.accounts.insert(account, balance_after(event));
+        self.keys.entry(KeyHash::new(&event.account, &event.key)).or_default().push(event.position);
+        if let Some(original) = Original::made_by(event) {
+            let entry = OriginalEntry { original, newest: Position::ZERO };
+            self.originals.insert((event.partition, event.position), entry);
+        }
+        if let Some((place, entry)) = about(event) {
+            self.originals.insert(place, entry);
+        }
+        if event.after.version.is_multiple_of(HISTORY_STRIDE) {
+            self.history.push((account, event.after.version, event.position));
+        }
+        self.events += 1;
+    }
+
+    /// Adds all of a newer span.
+    pub(crate) fn absorb(&mut self, newer: Self) {
+        if self.events == 0 {
+            *self = newer;
+            return;
+        }
+        self.accounts.extend(newer.accounts);
+        for (key, positions) in newer.keys {
+            self.keys.entry(key).or_default().extend(positions);
+        }
+        self.originals.extend(newer.originals);
+        self.history.extend(newer.history);
+        self.events += newer.events;
+    }
+
+    /// The rows that this makes in the indexes, each list in the order of its primary key.
+    pub(crate) fn index_entries(&self) -> IndexEntries {
+        let mut entries = IndexEntries {
+            accounts: self.accounts.iter().map(|(id, balance)| (*id, balance.position)).collect(),
+            keys: self.keys.iter().flat_map(|(key, all)| all.iter().map(|position| (*key, *position))).collect(),
+            related: self
+                .originals
+                .iter()
+                .filter(|(_, entry)| entry.newest > Position::ZERO)
+                .map(|(&(partition, original), entry)| (partition, original, entry.newest))
+                .collect(),
+            history: self.history.clone(),
+        };
+        // An account's id begins with its partition, so ids in order are rows in order.
+        entries.accounts.sort_unstable();
+        entries.keys.sort_unstable_by_key(|(key, at)| {
+            // The database orders by the signed number.
+            (key.partition, key.business.cast_signed(), key.account.cast_signed(), *at)
+        });
+        entries.related.sort_unstable();
+        entries.history.sort_unstable();
+        entries
+    }
+}
+
+/// The account as an event left it.
+pub(crate) fn balance_after(event: &Event) -> Balance {
+    Balance {
+        account: event.account.clone(),
+        state: event.after,
+        position: event.position,
+        updated_at: event.recorded_at,
+    }
+}
+
+/// The original that an event is about, as the event left it.
+pub(crate) fn about(event: &Event) -> Option<((Partition, Position), OriginalEntry)> {
+    let transaction_id = event.related_id?;
+    let kind = match event.event_type {
+        EventType::Refunded => OriginalKind::Deduction,
+        _ => OriginalKind::Freeze,
+    };
+    let (partition, _, position) = transaction_id.locate();
+    let original =
+        Original { transaction_id, account_id: event.account.id(), kind, remaining: event.remaining.unwrap_or(0) };
+    Some(((partition, position), OriginalEntry { original, newest: event.position }))
+}
+
+/// All that this process knows of the committed log beyond what the indexes hold.
+#[derive(Debug)]
+pub(crate) struct Tail {
+    /// The newest committed event of each partition that this process knows of.
+    pub(crate) heads: [Head; PARTITIONS],
+    /// When it was recorded.
+    pub(crate) recorded_at: [Timestamp; PARTITIONS],
+    /// Being written to the indexes.
+    pub(crate) sealed: Option<Arc<Span>>,
+    /// The heads when it was sealed: the indexes' next checkpoint.
+    pub(crate) sealed_heads: [Head; PARTITIONS],
+    /// After that.
+    pub(crate) active: Span,
+    /// Accounts as the newest event left them, for those that neither span holds.
+    pub(crate) accounts: Cache<AccountId, Balance>,
+}
+
+impl Tail {
+    /// Reads the log after the indexes' checkpoint.
+    pub(crate) async fn load(database: &Database) -> Result<Self, StoreError> {
+        // The checkpoint first: it only grows, so what is read after it covers at least as much.
+        let checkpoint = database.index_checkpoints().await?;
+        let heads = database.heads().await?;
+        let newest: Vec<_> = Partition::all()
+            .zip(&heads)
+            .flat_map(|(partition, head)| {
+                [(partition, head.position), (partition, checkpoint[partition.index()].position)]
+            })
+            .filter(|(_, position)| *position > Position::ZERO)
+            .collect();
+        let events: HashMap<_, _> = database
+            .events_at(&newest)
+            .await?
+            .into_iter()
+            .map(|event| ((event.partition, event.position), event))
+            .collect();
+        let mut tail = Self {
+            heads: checkpoint,
+            recorded_at: [Timestamp::from_micros(0).expect("1970 is a time"); PARTITIONS],
+            sealed: None,
+            sealed_heads: checkpoint,
+            active: Span::default(),
+            accounts: Cache::new(CACHED_ACCOUNTS_MAX),
+        };
+        for (partition, (head, from)) in Partition::all().zip(heads.iter().zip(&checkpoint)) {
+            if from.position > head.position {
+                return Err(StoreError::Inconsistent(format!(
+                    "partition {partition}: the indexes hold the log up to {}, but it ends at {}: the database was \
+                     rewound; restore it as a whole, or run replay-tool verify",
+                    from.position, head.position
+                )));
+            }
+            for (what, place) in [("head", head), ("indexes' checkpoint", from)] {
+                let stored = events.get(&(partition, place.position));
+                if place.position > Position::ZERO && stored.is_none_or(|event| event.hash != place.hash) {
+                    return Err(StoreError::Inconsistent(format!(
+                        "partition {partition}: the event at position {} is not the one that the {what} names: run \
+                         replay-tool verify",
+                        place.position
+                    )));
+                }
+            }
+            if let Some(event) = events.get(&(partition, from.position)) {
+                tail.recorded_at[partition.index()] = event.recorded_at;
+            }
+            tail.read_on(database, partition, head).await?;
+            // After a restore the partition goes on in a newer epoch than its newest event's.
+            tail.heads[partition.index()] = *head;
+        }
+        Ok(tail)
+    }
+
+    /// Takes in the events of a partition after the known head up to `to`. The chain is checked on the way: what does
+    /// not follow from what this process knows is not believed.
+    pub(crate) async fn read_on(
+        &mut self,
+        database: &Database,
+        partition: Partition,
+        to: &Head,
+    ) -> Result<usize, StoreError> {
+        let index = partition.index();
+        let broken = |position: Position| {
+            StoreError::Inconsistent(format!(
+                "partition {partition} position {position}: the event does not follow the one before it: run replay-tool verify"
+            ))
+        };
+        let mut read = 0;
+        while self.heads[index].position < to.position {
+            let from = self.heads[index];
+            let missing = usize::try_from(to.position.0 - from.position.0).unwrap_or(usize::MAX);
+            let events = database.events_after(partition, from.position, missing.min(PAGE)).await?;
+            if events.is_empty() {
+                return Err(broken(from.position.next()));
+            }
+            for event in events {
+                let before = self.heads[index];
+                if event.position != before.position.next() || chain::link(&before.hash, &event) != event.hash {
+                    return Err(broken(before.position.next()));
+                }
+                self.active.add(&event);
+                self.heads[index] = event.head();
+                self.recorded_at[index] = event.recorded_at;
+                read += 1;
+            }
+        }
+        if self.heads[index].hash != to.hash {
+            return Err(broken(to.position));
+        }
+        Ok(read)
+    }
+
+    /// Moves what is active aside, to be written to the indexes.
+    pub(crate) fn seal(&mut self) -> Arc<Span> {
+        let sealed = Arc::new(std::mem::take(&mut self.active));
+        self.sealed = Some(sealed.clone());
+        self.sealed_heads = self.heads;
+        sealed
+    }
+
+    /// Lets go of what the indexes hold now; the accounts stay known within the cache's bound.
+    pub(crate) fn forget_sealed(&mut self) {
+        if let Some(sealed) = self.sealed.take() {
+            for (id, balance) in &sealed.accounts {
+                self.accounts.insert(*id, balance.clone());
+            }
+        }
+    }
+}

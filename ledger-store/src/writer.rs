@@ -1,0 +1,348 @@
+//! The one task that decides.
+//!
+//! It takes all requests that wait, decides them in order in memory, commits what they make in one transaction, and then
+//! answers all of them. While one batch commits the next one is decided on top of it. Nothing is answered before every
+//! batch that the answer builds on is durable and the heads that it was judged by were found unmoved.
+
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+    time::{sleep, sleep_until},
+};
+
+use crate::{
+    StoreError,
+    append::Appended,
+    batch::{Batch, Request},
+    database::Database,
+    judge::Round,
+    ledger::{Clock, Unavailable},
+    lookup::{self, Layers, LookupError},
+    published::Published,
+    tail::Tail,
+};
+
+/// Commands of one commit. Larger commits gain nothing more and make the first of them wait.
+const BATCH_WEIGHT_MAX: usize = 8_192;
+/// Events of the tail that make a flush worth its while.
+const FLUSH_EVENTS: usize = 50_000;
+/// Past this many events in memory no more is decided until a flush is done: some 200 bytes each.
+const TAIL_EVENTS_MAX: usize = 400_000;
+/// A service that does nothing for so long writes its indexes.
+const IDLE: Duration = Duration::from_secs(1);
+/// How long a failed flush waits before it is tried again.
+const FLUSH_RETRY: Duration = Duration::from_secs(2);
+
+/// The writer's task.
+pub(crate) struct Writer {
+    pub(crate) database: Database,
+    pub(crate) queue: mpsc::UnboundedReceiver<Request>,
+    stop: watch::Receiver<bool>,
+    pub(crate) clock: Clock,
+    pub(crate) patience: Duration,
+    pub(crate) published: Arc<Published>,
+    pub(crate) tail: Tail,
+    /// Requests that are to be decided, oldest first.
+    pub(crate) waiting: VecDeque<Request>,
+    /// Decided, and to be committed next.
+    pub(crate) building: Option<Batch>,
+    pub(crate) in_flight: Option<InFlight>,
+    /// A batch whose commit failed in a way that does not tell whether it is durable.
+    pub(crate) uncertain: Option<Batch>,
+    flush: Option<JoinHandle<Result<(), StoreError>>>,
+    flush_not_before: Instant,
+    stopping: bool,
+}
+
+/// A batch that is being committed.
+pub(crate) struct InFlight {
+    pub(crate) batch: Batch,
+    commit: JoinHandle<Result<Appended, StoreError>>,
+}
+
+impl InFlight {
+    /// Waits for the end of the commit.
+    pub(crate) async fn end(self) -> (Batch, Result<Appended, StoreError>) {
+        (self.batch, self.commit.await.unwrap_or_else(|_| Err(ended_early("commit"))))
+    }
+}
+
+fn ended_early(task: &str) -> StoreError {
+    StoreError::Inconsistent(format!("the {task}'s task ended early"))
+}
+
+/// What the writer woke up for.
+enum Woken {
+    Asked(Option<Request>),
+    Committed(Result<Appended, StoreError>),
+    Flushed(Result<(), StoreError>),
+    Idle,
+    ToldToStop,
+}
+
+/// Why the usual way cannot go on.
+pub(crate) enum Interruption {
+    /// Another process wrote: catch up and decide again.
+    RaceLost,
+    /// The database failed; whether the batch in flight was committed is not known.
+    Failed(StoreError),
+}
+
+impl From<LookupError> for Interruption {
+    fn from(error: LookupError) -> Self {
+        match error {
+            LookupError::Behind => Self::RaceLost,
+            LookupError::Store(error) => Self::Failed(error),
+        }
+    }
+}
+
+impl Writer {
+    pub(crate) fn new(
+        database: Database,
+        tail: Tail,
+        queue: mpsc::UnboundedReceiver<Request>,
+        stop: watch::Receiver<bool>,
+        clock: Clock,
+        patience: Duration,
+        published: Arc<Published>,
+    ) -> Self {
+        Self {
+            database,
+            queue,
+            stop,
+            clock,
+            patience,
+            published,
+            tail,
+            waiting: VecDeque::new(),
+            building: None,
+            in_flight: None,
+            uncertain: None,
+            flush: None,
+            flush_not_before: Instant::now(),
+            stopping: false,
+        }
+    }
+
+    /// Runs until every handle is gone or [`crate::Ledger::stop`] closed the queue, and all that waited is answered.
+    pub(crate) async fn run(mut self) {
+        loop {
+            self.start_flush();
+            if let Err(interruption) = self.advance().await {
+                self.recover(interruption).await;
+                continue;
+            }
+            if self.stopping && self.is_quiet() {
+                break;
+            }
+            match self.wake().await {
+                Woken::Asked(Some(request)) => self.waiting.push_back(request),
+                Woken::Asked(None) => self.stopping = true,
+                Woken::Committed(outcome) => {
+                    if let Err(interruption) = self.committed(outcome) {
+                        self.recover(interruption).await;
+                    }
+                }
+                Woken::Flushed(outcome) => self.flushed(outcome),
+                Woken::Idle => self.flush_now(),
+                // What is in the queue is still done; nothing more gets in.
+                Woken::ToldToStop => self.queue.close(),
+            }
+            while self.waiting_weight() < BATCH_WEIGHT_MAX
+                && let Ok(request) = self.queue.try_recv()
+            {
+                self.waiting.push_back(request);
+            }
+        }
+        self.finish_flush().await;
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.waiting.is_empty() && self.building.is_none() && self.in_flight.is_none()
+    }
+
+    fn waiting_weight(&self) -> usize {
+        self.waiting.iter().map(Request::weight).sum()
+    }
+
+    /// Decides what waits, as far as there is room, and sends the batch off when nothing is in flight.
+    async fn advance(&mut self) -> Result<(), Interruption> {
+        if !self.waiting.is_empty() && self.has_room() {
+            self.decide().await?;
+        }
+        if self.in_flight.is_none()
+            && let Some(batch) = self.building.take()
+        {
+            let (database, append) = (self.database.clone(), batch.append());
+            // A task of its own: whatever happens here meanwhile, the commit runs to its end.
+            let commit = tokio::spawn(async move { database.append(&append).await });
+            self.in_flight = Some(InFlight { batch, commit });
+        }
+        Ok(())
+    }
+
+    fn has_room(&self) -> bool {
+        let building = self.building.as_ref().map_or(0, |batch| batch.weight);
+        building < BATCH_WEIGHT_MAX && self.tail.active.events + building < TAIL_EVENTS_MAX
+    }
+
+    /// Decides the requests that wait, on top of what is building, what is in flight and what is committed.
+    pub(crate) async fn decide(&mut self) -> Result<(), Interruption> {
+        let in_flight = self.in_flight.as_ref().map(|in_flight| &in_flight.batch.draft);
+        let mut batch = match self.building.take() {
+            Some(batch) => batch,
+            None => in_flight.map_or_else(|| Batch::on_tail(&self.tail), Batch::on),
+        };
+        let layers = Layers { drafts: [None, Some(&batch.draft), in_flight], tail: &self.tail };
+        let requests = self.waiting.make_contiguous();
+        let fetched = match lookup::fetch(&self.database, layers, requests).await {
+            Ok(fetched) => fetched,
+            Err(error) => {
+                self.building = (!batch.is_empty()).then_some(batch);
+                return Err(error.into());
+            }
+        };
+        let round = Round { tail: &self.tail, in_flight, fetched: &fetched, now: (self.clock)() };
+        while let Some(request) = self.waiting.pop_front() {
+            round.judge(&mut batch, request);
+        }
+        self.building = (!batch.is_empty()).then_some(batch);
+        Ok(())
+    }
+
+    async fn wake(&mut self) -> Woken {
+        // What waits here could not be decided for want of room: then only an end of something helps.
+        let may_ask = !self.stopping && self.waiting.is_empty();
+        let idle = self.is_quiet() && self.flush.is_none() && self.tail.active.events > 0 && !self.stopping;
+        let flush_not_before = self.flush_not_before;
+        tokio::select! {
+            biased;
+            outcome = async { (&mut self.in_flight.as_mut().expect("guarded").commit).await }, if self.in_flight.is_some() => {
+                Woken::Committed(outcome.unwrap_or_else(|_| Err(ended_early("commit"))))
+            }
+            outcome = async { self.flush.as_mut().expect("guarded").await }, if self.flush.is_some() => {
+                self.flush = None;
+                Woken::Flushed(outcome.unwrap_or_else(|_| Err(ended_early("flush"))))
+            }
+            _ = self.stop.wait_for(|stop| *stop), if !self.queue.is_closed() => Woken::ToldToStop,
+            request = self.queue.recv(), if may_ask => Woken::Asked(request),
+            () = sleep(IDLE), if idle => Woken::Idle,
+            () = sleep_until(flush_not_before.into()), if self.tail.sealed.is_some() && self.flush.is_none() => Woken::Idle,
+        }
+    }
+
+    /// The batch in flight ended.
+    fn committed(&mut self, outcome: Result<Appended, StoreError>) -> Result<(), Interruption> {
+        match outcome {
+            Ok(Appended::Done) => {
+                let in_flight = self.in_flight.take().expect("a commit ends only for a batch in flight");
+                self.settle(in_flight.batch);
+                Ok(())
+            }
+            Ok(Appended::FenceLost) => {
+                // Nothing of it was written: everything that builds on it is decided again, in the same order.
+                let in_flight = self.in_flight.take().expect("a commit ends only for a batch in flight");
+                let building = self.building.take();
+                self.take_back([Some(in_flight.batch), building]);
+                Err(Interruption::RaceLost)
+            }
+            Err(error) => {
+                self.uncertain = self.in_flight.take().map(|in_flight| in_flight.batch);
+                Err(Interruption::Failed(error))
+            }
+        }
+    }
+
+    /// Puts the requests of batches that were not committed back to the front of the line.
+    pub(crate) fn take_back(&mut self, batches: [Option<Batch>; 2]) {
+        let mut requests: VecDeque<_> = batches.into_iter().flatten().flat_map(Batch::into_requests).collect();
+        requests.append(&mut self.waiting);
+        self.waiting = requests;
+    }
+
+    /// A batch is durable: its events become part of the tail, and its answers go out.
+    pub(crate) fn settle(&mut self, batch: Batch) {
+        let Batch { draft, answers, .. } = batch;
+        self.tail.heads = draft.heads;
+        self.tail.recorded_at = draft.recorded_at;
+        self.published.commit(&draft.span, &self.tail.heads);
+        self.tail.active.absorb(draft.span);
+        for (request, answer) in answers {
+            request.answer(answer);
+        }
+    }
+
+    /// Answers everything that waits: nothing is known to have been done.
+    pub(crate) fn give_up(&mut self, why: &Unavailable) {
+        while let Some(request) = self.waiting.pop_front() {
+            request.answer(crate::batch::Answer::Unavailable(why.clone()));
+        }
+    }
+
+    fn start_flush(&mut self) {
+        if self.tail.active.events >= FLUSH_EVENTS {
+            self.flush_now();
+        }
+    }
+
+    /// Starts to write the tail to the indexes, unless that is under way.
+    fn flush_now(&mut self) {
+        if self.flush.is_some() || Instant::now() < self.flush_not_before {
+            return;
+        }
+        let sealed = match self.tail.sealed.clone() {
+            // An earlier flush failed: the same again.
+            Some(sealed) => sealed,
+            None if self.tail.active.events == 0 => return,
+            None => self.tail.seal(),
+        };
+        let (database, to) = (self.database.clone(), self.tail.sealed_heads);
+        self.flush = Some(tokio::spawn(async move { database.flush_indexes(&sealed.index_entries(), &to).await }));
+    }
+
+    fn flushed(&mut self, outcome: Result<(), StoreError>) {
+        match outcome {
+            Ok(()) => self.tail.forget_sealed(),
+            Err(error) => {
+                tracing::warn!(error = %crate::error::chain(&error), "the indexes could not be written; trying again");
+                self.flush_not_before = Instant::now() + FLUSH_RETRY;
+            }
+        }
+    }
+
+    /// At the end: what is in memory goes to the indexes, so that the next start is quick. Failing costs only that.
+    async fn finish_flush(&mut self) {
+        if let Some(flush) = self.flush.take()
+            && let Ok(outcome) = flush.await
+        {
+            self.flushed(outcome);
+        }
+        self.flush_now();
+        if let Some(flush) = self.flush.take()
+            && let Ok(outcome) = flush.await
+        {
+            self.flushed(outcome);
+        }
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping
+    }
+
+    pub(crate) fn stop(&mut self) {
+        self.stopping = true;
+    }
+
+    /// Forgets the tail for one that was read anew; a flush of the old one may go on, it writes only what is true.
+    pub(crate) fn replace_tail(&mut self, tail: Tail) {
+        self.flush = None;
+        self.tail = tail;
+    }
+}
