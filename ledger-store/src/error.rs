@@ -39,12 +39,17 @@ pub enum StoreError {
 }
 
 /// An error and what caused it, in one line: Display of each level says one thing.
-pub(crate) fn chain(error: &StoreError) -> String {
+#[must_use]
+pub fn chain(error: &StoreError) -> String {
     let mut line = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
-        line.push_str(": ");
-        line.push_str(&cause.to_string());
+        // Some libraries repeat the cause in their own words.
+        let text = cause.to_string();
+        if !line.ends_with(&text) {
+            line.push_str(": ");
+            line.push_str(&text);
+        }
         source = cause.source();
     }
     line

@@ -6,7 +6,7 @@
 mod append;
 mod batch;
 mod database;
-mod error;
+pub mod error;
 mod history;
 mod index;
 mod judge;

@@ -1,1 +1,16 @@
+//! Read models, their checkpoints, and the NATS publisher.
+//!
+//! A read model is a fold of the log. The [`runner`] keeps both up to date, [`rebuild`] makes them anew beside the served
+//! ones, [`snapshot`] reads them as they are for a comparison with a replay. Nothing here decides anything.
 
+pub mod balances;
+pub mod checkpoint;
+mod fold;
+pub mod freezes;
+mod postgres;
+pub mod publisher;
+pub mod rebuild;
+mod row;
+pub mod runner;
+pub mod snapshot;
+mod sqlite;

@@ -1,9 +1,14 @@
 //! Child processes that never outlive the test that started them.
 
 use std::{
+    io,
     net::TcpListener,
     process::{Child, Command},
+    sync::{Mutex, OnceLock, mpsc},
+    thread,
 };
+
+type Order = (Command, mpsc::Sender<io::Result<Child>>);
 
 /// A command whose process is killed when this one dies, however it dies.
 ///
@@ -13,6 +18,34 @@ pub fn bound_to_this_process(program: &str, signal: &str) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", signal, "--", program]);
     command
+}
+
+/// Starts the command's process from a thread that lives as long as this process: a parent-death signal is sent when the
+/// thread that started the child ends, and tests' threads end with their tests.
+///
+/// # Panics
+///
+/// When the program cannot be started.
+#[must_use]
+pub fn spawn(command: Command) -> Child {
+    static STARTER: OnceLock<Mutex<mpsc::Sender<Order>>> = OnceLock::new();
+    let starter = STARTER.get_or_init(|| {
+        let (orders, queue) = mpsc::channel::<Order>();
+        thread::spawn(move || {
+            for (mut command, reply) in queue {
+                // Whoever ordered waits for the reply.
+                let _ = reply.send(command.spawn());
+            }
+        });
+        Mutex::new(orders)
+    });
+    let program = command.get_program().to_owned();
+    let (reply, child) = mpsc::channel();
+    starter.lock().expect("the starter does not panic").send((command, reply)).expect("the starter lives");
+    child
+        .recv()
+        .expect("the starter answers")
+        .unwrap_or_else(|error| panic!("cannot start {}: {error}", program.display()))
 }
 
 /// A loopback port that was free a moment ago.

@@ -7,3 +7,9 @@ pub mod service;
 pub mod store;
 
 pub use postgres::Postgres;
+
+/// Shows what the parts log, to whoever runs a test with `RUST_LOG` set.
+pub fn show_log() {
+    // The first test of the process sets it up for all.
+    let _ = tracing_subscriber::fmt().with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).try_init();
+}

@@ -14,7 +14,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::children::{bound_to_this_process, free_port};
+use crate::children::{bound_to_this_process, free_port, spawn};
 
 /// PostgreSQL refuses to run as root; this user runs it then.
 const USER: &str = "ledgertest";
@@ -69,14 +69,13 @@ impl Postgres {
     pub fn run(&mut self) {
         let directory = text(self.directory.path());
         let log = fs::File::create(self.directory.path().join("log")).expect("a log file");
-        let postmaster = as_server_user(&program("postgres"))
+        let mut postmaster = as_server_user(&program("postgres"));
+        postmaster
             .args(["-D", &text(&self.data()), "-p", &self.port.to_string(), "-k", &directory])
             .args(["-c", "listen_addresses=127.0.0.1", "-c", "max_connections=200", "-c", "shared_buffers=128MB"])
             .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .expect("postgres is installed");
-        self.postmaster = Some(postmaster);
+            .stderr(log);
+        self.postmaster = Some(spawn(postmaster));
         let deadline = Instant::now() + Duration::from_secs(60);
         while !self.is_ready() {
             assert!(Instant::now() < deadline, "PostgreSQL did not start: see {directory}/log");

@@ -118,6 +118,7 @@ async fn a_repeat_is_answered_after_a_restart_and_whatever_the_account_holds(dat
 }
 
 async fn two_ledgers_on_one_database_never_lose_or_repeat_a_command(database: NewDatabase) {
+    tests::show_log();
     let ledgers = [start(&database).await, start(&database).await];
     ledgers[0].execute(credit("ann", 1_000, "seed")).await.expect("credited");
     let tasks = (0..800_u64).map(|number| {

@@ -1,0 +1,120 @@
+//! One round of a projector: what some events make of the rows that are there.
+
+use std::collections::{HashMap, HashSet};
+
+use ledger_core::{AccountId, Balance, Event, Freeze, Head, Partition, Position, chain, rejection::Contradiction};
+
+use crate::checkpoint::{ReadModel, Step};
+
+/// What one round writes, in one transaction.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    pub(crate) balances: Vec<Balance>,
+    pub(crate) freezes: Vec<Freeze>,
+    pub(crate) steps: Vec<Step>,
+}
+
+/// The rows that the events build on.
+#[derive(Debug, Default)]
+pub(crate) struct Rows {
+    pub(crate) balances: HashMap<AccountId, Balance>,
+    pub(crate) freezes: HashMap<(Partition, Position), Freeze>,
+}
+
+impl Rows {
+    pub(crate) fn of(balances: impl IntoIterator<Item = Balance>, freezes: impl IntoIterator<Item = Freeze>) -> Self {
+        Self {
+            balances: balances.into_iter().map(|balance| (balance.account.id(), balance)).collect(),
+            freezes: freezes
+                .into_iter()
+                .map(|freeze| ((freeze.account.partition(), freeze.position), freeze))
+                .collect(),
+        }
+    }
+}
+
+/// The accounts that some events are about.
+pub(crate) fn accounts_of<'e>(events: impl Iterator<Item = &'e Event>) -> Vec<AccountId> {
+    let accounts: HashSet<_> = events.map(|event| event.account.id()).collect();
+    accounts.into_iter().collect()
+}
+
+/// The freezes that some events are about.
+pub(crate) fn freezes_of<'e>(events: impl Iterator<Item = &'e Event>) -> Vec<(Partition, Position)> {
+    let touched: HashSet<_> = events
+        .filter_map(Freeze::touched_by)
+        .map(|id| {
+            let (partition, _, position) = id.locate();
+            (partition, position)
+        })
+        .collect();
+    touched.into_iter().collect()
+}
+
+/// Folds a partition's events, which follow `from`, into one read model's rows. What can be folded before the first
+/// contradiction is in `changes`.
+pub(crate) fn fold(
+    model: ReadModel,
+    partition: Partition,
+    from: Head,
+    events: &[Event],
+    rows: &Rows,
+    changes: &mut Changes,
+) -> Result<(), Contradiction> {
+    let mut at = from;
+    let mut balances: HashMap<AccountId, Balance> = HashMap::new();
+    let mut freezes: HashMap<Position, Freeze> = HashMap::new();
+    let mut outcome = Ok(());
+    for event in events {
+        outcome = follows(&at, event).and_then(|()| match model {
+            ReadModel::Balances => {
+                let id = event.account.id();
+                let before = balances.get(&id).or_else(|| rows.balances.get(&id));
+                Balance::fold(before, event).map(|after| drop(balances.insert(id, after)))
+            }
+            ReadModel::Freezes => fold_freeze(event, rows, &mut freezes),
+        });
+        if outcome.is_err() {
+            break;
+        }
+        at = event.head();
+    }
+    if at != from {
+        changes.balances.extend(balances.into_values());
+        changes.freezes.extend(freezes.into_values());
+        changes.steps.push(Step { model, partition, from, to: at });
+    }
+    outcome
+}
+
+/// Whether the event is the one after `at`: no gap, and the chain holds.
+fn follows(at: &Head, event: &Event) -> Result<(), Contradiction> {
+    let contradiction =
+        |field, expected: String, found: String| Contradiction { position: event.position, field, expected, found };
+    if event.position != at.position.next() {
+        return Err(contradiction("position", at.position.next().to_string(), event.position.to_string()));
+    }
+    let hash = chain::link(&at.hash, event);
+    if hash != event.hash {
+        return Err(contradiction("hash", hash.to_string(), event.hash.to_string()));
+    }
+    Ok(())
+}
+
+fn fold_freeze(event: &Event, rows: &Rows, freezes: &mut HashMap<Position, Freeze>) -> Result<(), Contradiction> {
+    if let Some(freeze) = Freeze::opened_by(event) {
+        freezes.insert(event.position, freeze);
+    }
+    let Some(id) = Freeze::touched_by(event) else { return Ok(()) };
+    let (partition, _, position) = id.locate();
+    let known = freezes.get(&position).or_else(|| rows.freezes.get(&(partition, position)));
+    let mut freeze = known.filter(|freeze| freeze.freeze_id == id).cloned().ok_or_else(|| Contradiction {
+        position: event.position,
+        field: "related_id",
+        expected: "a freeze in the read model".to_owned(),
+        found: id.to_string(),
+    })?;
+    freeze.fold(event)?;
+    freezes.insert(position, freeze);
+    Ok(())
+}

@@ -1,0 +1,331 @@
+//! The read models on PostgreSQL.
+
+use chrono::{DateTime, Utc};
+use ledger_core::{
+    AccountId, Balance, Freeze, Head, PARTITIONS, Partition, Position, Timestamp, rejection::Contradiction,
+};
+use ledger_store::StoreError;
+use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool, Postgres as Driver, Row, postgres::PgRow};
+
+use crate::{
+    checkpoint::{ReadModel, Step},
+    fold::Changes,
+    row::{self, BALANCE_COLUMNS, BalanceRow, FREEZE_COLUMNS, FreezeRow, stored},
+    snapshot::{DamagedModelRow, PartitionRows, Snapshot},
+};
+
+/// Rows of one statement.
+const ROWS: usize = 10_000;
+
+/// A read model's checkpoint in every partition.
+pub(crate) async fn checkpoints<'c>(
+    connection: impl Executor<'c, Database = Driver>,
+    model: ReadModel,
+) -> Result<[Head; PARTITIONS], StoreError> {
+    let rows: Vec<(i16, i64, i64, Vec<u8>)> = sqlx::query_as(
+        "select partition, epoch, position, hash from projection_checkpoints where projection = $1 order by partition",
+    )
+    .bind(model.name())
+    .fetch_all(connection)
+    .await?;
+    let rows = rows.into_iter().map(|(partition, epoch, position, hash)| (partition.into(), epoch, position, hash));
+    row::heads(model.name(), rows.collect())
+}
+
+/// The rows of some accounts in `table`, which is `balances` or the one that will take its place.
+pub(crate) async fn balances<'c>(
+    connection: impl Executor<'c, Database = Driver>,
+    table: &str,
+    accounts: &[AccountId],
+) -> Result<Vec<Result<Balance, DamagedModelRow>>, StoreError> {
+    let sql = format!(
+        "select {} from unnest($1::smallint[], $2::uuid[]) as w (partition, account_id) \
+         cross join lateral (select * from {table} \
+             where partition = w.partition and account_id = w.account_id offset 0) t",
+        of_table(BALANCE_COLUMNS)
+    );
+    let rows = sqlx::query(AssertSqlSafe(sql))
+        .bind(accounts.iter().map(|id| i16::from(id.partition().number())).collect::<Vec<_>>())
+        .bind(accounts.iter().map(|id| id.uuid()).collect::<Vec<_>>())
+        .fetch_all(connection)
+        .await?;
+    rows.iter().map(balance).collect()
+}
+
+/// The rows of the freezes at some places in `table`, likewise.
+pub(crate) async fn freezes<'c>(
+    connection: impl Executor<'c, Database = Driver>,
+    table: &str,
+    places: &[(Partition, Position)],
+) -> Result<Vec<Result<Freeze, DamagedModelRow>>, StoreError> {
+    let sql = format!(
+        "select {} from unnest($1::smallint[], $2::bigint[]) as w (partition, position) \
+         cross join lateral (select * from {table} \
+             where partition = w.partition and position = w.position offset 0) t",
+        of_table(FREEZE_COLUMNS)
+    );
+    let rows = sqlx::query(AssertSqlSafe(sql))
+        .bind(places.iter().map(|(partition, _)| i16::from(partition.number())).collect::<Vec<_>>())
+        .bind(places.iter().map(|(_, position)| stored(position.0)).collect::<Vec<_>>())
+        .fetch_all(connection)
+        .await?;
+    rows.iter().map(freeze).collect()
+}
+
+/// An account's freezes before a position, newest first.
+pub(crate) async fn freezes_of(
+    pool: &PgPool,
+    account: AccountId,
+    status: Option<&'static str>,
+    before: i64,
+    limit: i64,
+) -> Result<Vec<Result<Freeze, DamagedModelRow>>, StoreError> {
+    let sql = format!(
+        "select {FREEZE_COLUMNS} from freezes where partition = $1 and account_id = $2 and position < $3 \
+         and ($4::text is null or status = $4) order by position desc limit $5"
+    );
+    let rows = sqlx::query(AssertSqlSafe(sql))
+        .bind(i16::from(account.partition().number()))
+        .bind(account.uuid())
+        .bind(before)
+        .bind(status)
+        .bind(limit)
+        .fetch_all(pool)
+        .await?;
+    rows.iter().map(freeze).collect()
+}
+
+/// One partition's rows and checkpoints, from one snapshot of the database.
+pub(crate) async fn snapshot(pool: &PgPool, partition: Partition) -> Result<Snapshot, StoreError> {
+    let mut transaction = pool.begin().await?;
+    sqlx::query("set transaction isolation level repeatable read read only").execute(&mut *transaction).await?;
+    let balances_at = checkpoints(&mut *transaction, ReadModel::Balances).await?[partition.index()];
+    let freezes_at = checkpoints(&mut *transaction, ReadModel::Freezes).await?[partition.index()];
+    let (balances, freezes) = partition_rows(&mut transaction, "balances", "freezes", partition).await?;
+    transaction.rollback().await?;
+    Ok(Snapshot { balances_at, freezes_at, balances, freezes })
+}
+
+/// All rows of a partition, balances ascending by account id and freezes by position.
+pub(crate) async fn partition_rows(
+    connection: &mut PgConnection,
+    balances: &str,
+    freezes: &str,
+    partition: Partition,
+) -> Result<PartitionRows, StoreError> {
+    let number = i16::from(partition.number());
+    let sql = format!("select {BALANCE_COLUMNS} from {balances} where partition = $1 order by account_id");
+    let balances = sqlx::query(AssertSqlSafe(sql)).bind(number).fetch_all(&mut *connection).await?;
+    let sql = format!("select {FREEZE_COLUMNS} from {freezes} where partition = $1 order by position");
+    let freezes = sqlx::query(AssertSqlSafe(sql)).bind(number).fetch_all(connection).await?;
+    Ok((balances.iter().map(balance).collect::<Result<_, _>>()?, freezes.iter().map(freeze).collect::<Result<_, _>>()?))
+}
+
+/// The heads of the log, read with this connection.
+pub(crate) async fn heads(connection: &mut PgConnection) -> Result<[Head; PARTITIONS], StoreError> {
+    let rows: Vec<(i16, i64, i64, Vec<u8>)> =
+        sqlx::query_as("select partition, epoch, position, hash from partition_heads order by partition")
+            .fetch_all(connection)
+            .await?;
+    let rows =
+        rows.into_iter().map(|(partition, epoch, position, hash)| (partition.into(), epoch, position, hash)).collect();
+    row::heads("the log", rows)
+}
+
+/// Writes a round: rows and checkpoints in one transaction. False when a checkpoint is not where the round began.
+pub(crate) async fn commit(pool: &PgPool, changes: &Changes) -> Result<bool, StoreError> {
+    let mut transaction = pool.begin().await?;
+    // A read model can be made again from the log: its commits need not wait for the disk, only keep their order.
+    sqlx::query("set local synchronous_commit = off").execute(&mut *transaction).await?;
+    if !take_steps(&mut transaction, &changes.steps).await? {
+        transaction.rollback().await?;
+        return Ok(false);
+    }
+    write_balances(&mut transaction, "balances", &changes.balances).await?;
+    write_freezes(&mut transaction, "freezes", &changes.freezes).await?;
+    transaction.commit().await?;
+    Ok(true)
+}
+
+/// Moves each checkpoint by compare-and-set, one read model after the other and each in ascending order of partitions.
+async fn take_steps(connection: &mut PgConnection, steps: &[Step]) -> Result<bool, StoreError> {
+    for model in ReadModel::ALL {
+        let mut steps: Vec<_> = steps.iter().filter(|step| step.model == model).collect();
+        steps.sort_unstable_by_key(|step| step.partition);
+        let partitions: Vec<_> = steps.iter().map(|step| i16::from(step.partition.number())).collect();
+        // Locked in order first: the update alone would lock in any order, and two projectors could block each other.
+        sqlx::query(
+            "select 1 from projection_checkpoints where projection = $1 and partition = any($2) \
+             order by partition for update",
+        )
+        .bind(model.name())
+        .bind(&partitions)
+        .execute(&mut *connection)
+        .await?;
+        let moved = sqlx::query(
+            "update projection_checkpoints c set epoch = s.to_epoch, position = s.to_position, hash = s.to_hash \
+             from unnest($2::smallint[], $3::bigint[], $4::bigint[], $5::bytea[], $6::bigint[], $7::bigint[], $8::bytea[]) \
+             as s (partition, epoch, position, hash, to_epoch, to_position, to_hash) \
+             where c.projection = $1 and c.partition = s.partition and c.epoch = s.epoch \
+             and c.position = s.position and c.hash = s.hash",
+        )
+        .bind(model.name())
+        .bind(&partitions)
+        .bind(steps.iter().map(|step| i64::from(step.from.epoch.0)).collect::<Vec<_>>())
+        .bind(steps.iter().map(|step| stored(step.from.position.0)).collect::<Vec<_>>())
+        .bind(steps.iter().map(|step| step.from.hash.0.to_vec()).collect::<Vec<_>>())
+        .bind(steps.iter().map(|step| i64::from(step.to.epoch.0)).collect::<Vec<_>>())
+        .bind(steps.iter().map(|step| stored(step.to.position.0)).collect::<Vec<_>>())
+        .bind(steps.iter().map(|step| step.to.hash.0.to_vec()).collect::<Vec<_>>())
+        .execute(&mut *connection)
+        .await?;
+        if moved.rows_affected() != steps.len() as u64 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Inserts or replaces rows of `table`, which is `balances` or the one that will take its place.
+pub(crate) async fn write_balances(
+    connection: &mut PgConnection,
+    table: &str,
+    balances: &[Balance],
+) -> Result<(), StoreError> {
+    let mut sorted: Vec<_> = balances.iter().collect();
+    sorted.sort_unstable_by_key(|balance| balance.account.id());
+    let sql = format!(
+        "insert into {table} as t ({BALANCE_COLUMNS}) \
+         select * from unnest($1::smallint[], $2::uuid[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], \
+             $7::bigint[], $8::timestamptz[], $9::text[], $10::text[], $11::text[]) \
+         on conflict (partition, account_id) do update set position = excluded.position, version = excluded.version, \
+             balance = excluded.balance, frozen = excluded.frozen, available = excluded.available, \
+             updated_at = excluded.updated_at, status = excluded.status"
+    );
+    for rows in sorted.chunks(ROWS) {
+        sqlx::query(AssertSqlSafe(sql.clone()))
+            .bind(rows.iter().map(|row| i16::from(row.account.partition().number())).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.account.id().uuid()).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| stored(row.position.0)).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| stored(row.state.version)).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| stored(row.state.balance)).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| stored(row.state.frozen)).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| stored(row.state.available())).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| DateTime::<Utc>::from(row.updated_at)).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.status()).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| &**row.account.user_id()).collect::<Vec<&str>>())
+            .bind(rows.iter().map(|row| &**row.account.credit_type()).collect::<Vec<&str>>())
+            .execute(&mut *connection)
+            .await?;
+    }
+    Ok(())
+}
+
+/// Inserts or replaces rows of `table`, which is `freezes` or the one that will take its place.
+pub(crate) async fn write_freezes(
+    connection: &mut PgConnection,
+    table: &str,
+    freezes: &[Freeze],
+) -> Result<(), StoreError> {
+    let mut sorted: Vec<_> = freezes.iter().collect();
+    sorted.sort_unstable_by_key(|freeze| (freeze.account.partition(), freeze.position));
+    let sql = format!(
+        "insert into {table} as t ({FREEZE_COLUMNS}) \
+         select * from unnest($1::smallint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], \
+             $7::timestamptz[], $8::timestamptz[], $9::uuid[], $10::uuid[], $11::text[], $12::text[], $13::text[], \
+             $14::text[], $15::text[]) \
+         on conflict (partition, position) do update set remaining = excluded.remaining, \
+             captured = excluded.captured, released = excluded.released, status = excluded.status"
+    );
+    for rows in sorted.chunks(ROWS) {
+        sqlx::query(AssertSqlSafe(sql.clone()))
+            .bind(rows.iter().map(|row| i16::from(row.account.partition().number())).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| stored(row.position.0)).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| stored(row.amount)).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| stored(row.remaining)).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| stored(row.captured)).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| stored(row.released)).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.expires_at.map(DateTime::<Utc>::from)).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| DateTime::<Utc>::from(row.created_at)).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.freeze_id.uuid()).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.account.id().uuid()).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.status()).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| &**row.account.user_id()).collect::<Vec<&str>>())
+            .bind(rows.iter().map(|row| &**row.account.credit_type()).collect::<Vec<&str>>())
+            .bind(rows.iter().map(|row| &**row.key.code()).collect::<Vec<&str>>())
+            .bind(rows.iter().map(|row| &**row.key.id()).collect::<Vec<&str>>())
+            .execute(&mut *connection)
+            .await?;
+    }
+    Ok(())
+}
+
+fn of_table(columns: &str) -> String {
+    columns.split(", ").map(|column| format!("t.{}", column.trim())).collect::<Vec<_>>().join(", ")
+}
+
+pub(crate) fn balance(row: &PgRow) -> Result<Result<Balance, DamagedModelRow>, StoreError> {
+    Ok(BalanceRow {
+        partition: row.try_get::<i16, _>(0)?.into(),
+        account_id: Some(row.try_get(1)?),
+        position: row.try_get(2)?,
+        version: row.try_get(3)?,
+        balance: row.try_get(4)?,
+        frozen: row.try_get(5)?,
+        available: row.try_get(6)?,
+        updated_at: time(row.try_get(7)?),
+        status: row.try_get(8)?,
+        user_id: row.try_get(9)?,
+        credit_type: row.try_get(10)?,
+    }
+    .read())
+}
+
+pub(crate) fn freeze(row: &PgRow) -> Result<Result<Freeze, DamagedModelRow>, StoreError> {
+    Ok(FreezeRow {
+        partition: row.try_get::<i16, _>(0)?.into(),
+        position: row.try_get(1)?,
+        amount: row.try_get(2)?,
+        remaining: row.try_get(3)?,
+        captured: row.try_get(4)?,
+        released: row.try_get(5)?,
+        expires_at: row.try_get::<Option<_>, _>(6)?.map_or(Some(None), |at| time(at).map(Some)),
+        created_at: time(row.try_get(7)?),
+        freeze_id: Some(row.try_get(8)?),
+        account_id: Some(row.try_get(9)?),
+        status: row.try_get(10)?,
+        user_id: row.try_get(11)?,
+        credit_type: row.try_get(12)?,
+        business_code: row.try_get(13)?,
+        business_id: row.try_get(14)?,
+    }
+    .read())
+}
+
+fn time(at: DateTime<Utc>) -> Option<Timestamp> {
+    Timestamp::from_micros(at.timestamp_micros())
+}
+
+/// Writes down what cannot be; once, however often it is met.
+pub(crate) async fn record_inconsistency(
+    pool: &PgPool,
+    partition: Partition,
+    model: ReadModel,
+    found: &Contradiction,
+    at: Timestamp,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "insert into inconsistencies (partition, position, projection, kind, expected, found, found_at) \
+         values ($1, $2, $3, $4, $5, $6, $7) on conflict do nothing",
+    )
+    .bind(i16::from(partition.number()))
+    .bind(stored(found.position.0))
+    .bind(model.name())
+    .bind(found.field)
+    .bind(&found.expected)
+    .bind(&found.found)
+    .bind(DateTime::<Utc>::from(at))
+    .execute(pool)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,334 @@
+//! The read models on SQLite.
+
+use ledger_core::{AccountId, Balance, Freeze, Head, PARTITIONS, Partition, Position, Timestamp};
+use ledger_store::{StoreError, sqlite::Sqlite};
+use serde_json::json;
+use sqlx::{AssertSqlSafe, Executor, Row, Sqlite as Driver, SqliteConnection, SqlitePool, sqlite::SqliteRow};
+use uuid::Uuid;
+
+use crate::{
+    checkpoint::{ReadModel, Step},
+    fold::Changes,
+    row::{self, BALANCE_COLUMNS, BalanceRow, FREEZE_COLUMNS, FreezeRow, stored},
+    snapshot::{DamagedModelRow, PartitionRows, Snapshot},
+};
+
+/// A read model's checkpoint in every partition.
+pub(crate) async fn checkpoints<'c>(
+    connection: impl Executor<'c, Database = Driver>,
+    model: ReadModel,
+) -> Result<[Head; PARTITIONS], StoreError> {
+    let rows = sqlx::query_as(
+        "select partition, epoch, position, hash from projection_checkpoints where projection = ? order by partition",
+    )
+    .bind(model.name())
+    .fetch_all(connection)
+    .await?;
+    row::heads(model.name(), rows)
+}
+
+/// The rows of some accounts in `table`, which is `balances` or the one that will take its place.
+pub(crate) async fn balances<'c>(
+    connection: impl Executor<'c, Database = Driver>,
+    table: &str,
+    accounts: &[AccountId],
+) -> Result<Vec<Result<Balance, DamagedModelRow>>, StoreError> {
+    let wanted: Vec<_> = accounts.iter().map(|id| (id.partition().number(), id.to_string())).collect();
+    let sql = format!(
+        "select {} from json_each(?) w \
+         cross join {table} t on t.partition = w.value ->> 0 and t.account_id = w.value ->> 1",
+        of_table(BALANCE_COLUMNS)
+    );
+    let rows = sqlx::query(AssertSqlSafe(sql)).bind(json!(wanted).to_string()).fetch_all(connection).await?;
+    rows.iter().map(balance).collect()
+}
+
+/// The rows of the freezes at some places in `table`, likewise.
+pub(crate) async fn freezes<'c>(
+    connection: impl Executor<'c, Database = Driver>,
+    table: &str,
+    places: &[(Partition, Position)],
+) -> Result<Vec<Result<Freeze, DamagedModelRow>>, StoreError> {
+    let wanted: Vec<_> = places.iter().map(|(partition, position)| (partition.number(), position.0)).collect();
+    let sql = format!(
+        "select {} from json_each(?) w cross join {table} t on t.partition = w.value ->> 0 and t.position = w.value ->> 1",
+        of_table(FREEZE_COLUMNS)
+    );
+    let rows = sqlx::query(AssertSqlSafe(sql)).bind(json!(wanted).to_string()).fetch_all(connection).await?;
+    rows.iter().map(freeze).collect()
+}
+
+/// An account's freezes before a position, newest first.
+pub(crate) async fn freezes_of(
+    pool: &SqlitePool,
+    account: AccountId,
+    status: Option<&'static str>,
+    before: i64,
+    limit: i64,
+) -> Result<Vec<Result<Freeze, DamagedModelRow>>, StoreError> {
+    let sql = format!(
+        "select {FREEZE_COLUMNS} from freezes where partition = ?1 and account_id = ?2 and position < ?3 \
+         and (?4 is null or status = ?4) order by position desc limit ?5"
+    );
+    let rows = sqlx::query(AssertSqlSafe(sql))
+        .bind(i64::from(account.partition().number()))
+        .bind(account.to_string())
+        .bind(before)
+        .bind(status)
+        .bind(limit)
+        .fetch_all(pool)
+        .await?;
+    rows.iter().map(freeze).collect()
+}
+
+/// One partition's rows and checkpoints, from one read transaction.
+pub(crate) async fn snapshot(pool: &SqlitePool, partition: Partition) -> Result<Snapshot, StoreError> {
+    let mut transaction = pool.begin().await?;
+    let balances_at = checkpoints(&mut *transaction, ReadModel::Balances).await?[partition.index()];
+    let freezes_at = checkpoints(&mut *transaction, ReadModel::Freezes).await?[partition.index()];
+    let (balances, freezes) = partition_rows(&mut transaction, "balances", "freezes", partition).await?;
+    transaction.rollback().await?;
+    Ok(Snapshot { balances_at, freezes_at, balances, freezes })
+}
+
+/// All rows of a partition, balances ascending by account id and freezes by position.
+pub(crate) async fn partition_rows(
+    connection: &mut SqliteConnection,
+    balances: &str,
+    freezes: &str,
+    partition: Partition,
+) -> Result<PartitionRows, StoreError> {
+    let number = i64::from(partition.number());
+    let sql = format!("select {BALANCE_COLUMNS} from {balances} where partition = ? order by account_id");
+    let balances = sqlx::query(AssertSqlSafe(sql)).bind(number).fetch_all(&mut *connection).await?;
+    let sql = format!("select {FREEZE_COLUMNS} from {freezes} where partition = ? order by position");
+    let freezes = sqlx::query(AssertSqlSafe(sql)).bind(number).fetch_all(connection).await?;
+    Ok((balances.iter().map(balance).collect::<Result<_, _>>()?, freezes.iter().map(freeze).collect::<Result<_, _>>()?))
+}
+
+/// The heads of the log, read with this connection.
+pub(crate) async fn heads(connection: &mut SqliteConnection) -> Result<[Head; PARTITIONS], StoreError> {
+    let rows = sqlx::query_as("select partition, epoch, position, hash from partition_heads order by partition")
+        .fetch_all(connection)
+        .await?;
+
+    row::heads("the log", rows)
+}
+
+/// Writes a round: rows and checkpoints in one transaction. False when a checkpoint is not where the round began.
+pub(crate) async fn commit(database: &Sqlite, changes: &Changes) -> Result<bool, StoreError> {
+    let balances = balance_rows(&changes.balances);
+    let freezes = freeze_rows(&changes.freezes);
+    let mut turn = database.relaxed_turn().await;
+    let connection = turn.connection();
+    begin(connection).await?;
+    let written = async {
+        if !take_steps(connection, &changes.steps).await? {
+            return Ok(false);
+        }
+        write_balances(connection, "balances", &balances).await?;
+        write_freezes(connection, "freezes", &freezes).await?;
+        Ok::<_, StoreError>(true)
+    }
+    .await;
+    end(connection, written).await
+}
+
+pub(crate) async fn begin(connection: &mut SqliteConnection) -> Result<(), StoreError> {
+    if let Err(error) = sqlx::query("begin immediate").execute(&mut *connection).await {
+        // What an earlier failure left open must not swallow this transaction.
+        let _ = sqlx::query("rollback").execute(connection).await;
+        return Err(error.into());
+    }
+    Ok(())
+}
+
+pub(crate) async fn end(connection: &mut SqliteConnection, done: Result<bool, StoreError>) -> Result<bool, StoreError> {
+    if matches!(done, Ok(true)) {
+        let committed = sqlx::query("commit").execute(&mut *connection).await;
+        if committed.is_ok() {
+            return done;
+        }
+        let _ = sqlx::query("rollback").execute(connection).await;
+        return Err(committed.map(drop).map_or_else(Into::into, |()| unreachable!("checked above")));
+    }
+    let _ = sqlx::query("rollback").execute(connection).await;
+    done
+}
+
+/// Moves each checkpoint by compare-and-set.
+async fn take_steps(connection: &mut SqliteConnection, steps: &[Step]) -> Result<bool, StoreError> {
+    for step in steps {
+        let moved = sqlx::query(
+            "update projection_checkpoints set epoch = ?, position = ?, hash = ? \
+             where partition = ? and projection = ? and epoch = ? and position = ? and hash = ?",
+        )
+        .bind(i64::from(step.to.epoch.0))
+        .bind(stored(step.to.position.0))
+        .bind(step.to.hash.0.to_vec())
+        .bind(i64::from(step.partition.number()))
+        .bind(step.model.name())
+        .bind(i64::from(step.from.epoch.0))
+        .bind(stored(step.from.position.0))
+        .bind(step.from.hash.0.to_vec())
+        .execute(&mut *connection)
+        .await?;
+        if moved.rows_affected() != 1 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The rows as one JSON parameter, in the order of the columns.
+pub(crate) fn balance_rows(balances: &[Balance]) -> String {
+    let mut rows: Vec<_> = balances.iter().collect();
+    rows.sort_unstable_by_key(|balance| balance.account.id());
+    let rows: Vec<_> = rows
+        .into_iter()
+        .map(|balance| {
+            let (account, state) = (&balance.account, &balance.state);
+            json!([
+                account.partition().number(),
+                account.id(),
+                balance.position,
+                state.version,
+                state.balance,
+                state.frozen,
+                state.available(),
+                balance.updated_at,
+                balance.status(),
+                **account.user_id(),
+                **account.credit_type()
+            ])
+        })
+        .collect();
+    json!(rows).to_string()
+}
+
+pub(crate) fn freeze_rows(freezes: &[Freeze]) -> String {
+    let mut rows: Vec<_> = freezes.iter().collect();
+    rows.sort_unstable_by_key(|freeze| (freeze.account.partition(), freeze.position));
+    let rows: Vec<_> = rows
+        .into_iter()
+        .map(|freeze| {
+            let account = &freeze.account;
+            json!([
+                account.partition().number(),
+                freeze.position,
+                freeze.amount,
+                freeze.remaining,
+                freeze.captured,
+                freeze.released,
+                freeze.expires_at,
+                freeze.created_at,
+                freeze.freeze_id,
+                account.id(),
+                freeze.status(),
+                **account.user_id(),
+                **account.credit_type(),
+                **freeze.key.code(),
+                **freeze.key.id()
+            ])
+        })
+        .collect();
+    json!(rows).to_string()
+}
+
+/// Inserts or replaces rows of `table`, which is `balances` or the one that will take its place.
+pub(crate) async fn write_balances(
+    connection: &mut SqliteConnection,
+    table: &str,
+    rows: &str,
+) -> Result<(), StoreError> {
+    write(connection, table, BALANCE_COLUMNS, rows).await
+}
+
+pub(crate) async fn write_freezes(
+    connection: &mut SqliteConnection,
+    table: &str,
+    rows: &str,
+) -> Result<(), StoreError> {
+    write(connection, table, FREEZE_COLUMNS, rows).await
+}
+
+async fn write(connection: &mut SqliteConnection, table: &str, columns: &str, rows: &str) -> Result<(), StoreError> {
+    let values: Vec<_> = (0..columns.split(',').count()).map(|index| format!("value ->> {index}")).collect();
+    let sql = format!("insert or replace into {table} ({columns}) select {} from json_each(?)", values.join(", "));
+    sqlx::query(AssertSqlSafe(sql)).bind(rows.to_owned()).execute(connection).await?;
+    Ok(())
+}
+
+fn of_table(columns: &str) -> String {
+    columns.split(", ").map(|column| format!("t.{}", column.trim())).collect::<Vec<_>>().join(", ")
+}
+
+pub(crate) fn balance(row: &SqliteRow) -> Result<Result<Balance, DamagedModelRow>, StoreError> {
+    Ok(BalanceRow {
+        partition: row.try_get(0)?,
+        account_id: uuid(row.try_get(1)?),
+        position: row.try_get(2)?,
+        version: row.try_get(3)?,
+        balance: row.try_get(4)?,
+        frozen: row.try_get(5)?,
+        available: row.try_get(6)?,
+        updated_at: Timestamp::parse(row.try_get(7)?),
+        status: row.try_get(8)?,
+        user_id: row.try_get(9)?,
+        credit_type: row.try_get(10)?,
+    }
+    .read())
+}
+
+pub(crate) fn freeze(row: &SqliteRow) -> Result<Result<Freeze, DamagedModelRow>, StoreError> {
+    Ok(FreezeRow {
+        partition: row.try_get(0)?,
+        position: row.try_get(1)?,
+        amount: row.try_get(2)?,
+        remaining: row.try_get(3)?,
+        captured: row.try_get(4)?,
+        released: row.try_get(5)?,
+        expires_at: match row.try_get::<Option<&str>, _>(6)? {
+            None => Some(None),
+            Some(text) => Timestamp::parse(text).map(Some),
+        },
+        created_at: Timestamp::parse(row.try_get(7)?),
+        freeze_id: uuid(row.try_get(8)?),
+        account_id: uuid(row.try_get(9)?),
+        status: row.try_get(10)?,
+        user_id: row.try_get(11)?,
+        credit_type: row.try_get(12)?,
+        business_code: row.try_get(13)?,
+        business_id: row.try_get(14)?,
+    }
+    .read())
+}
+
+fn uuid(text: &str) -> Option<Uuid> {
+    Uuid::try_parse(text).ok()
+}
+
+/// Writes down what cannot be; once, however often it is met.
+pub(crate) async fn record_inconsistency(
+    database: &Sqlite,
+    partition: Partition,
+    model: ReadModel,
+    found: &ledger_core::rejection::Contradiction,
+    at: Timestamp,
+) -> Result<(), StoreError> {
+    let mut turn = database.relaxed_turn().await;
+    sqlx::query(
+        "insert into inconsistencies (partition, position, projection, kind, expected, found, found_at) \
+         values (?, ?, ?, ?, ?, ?, ?) on conflict do nothing",
+    )
+    .bind(i64::from(partition.number()))
+    .bind(stored(found.position.0))
+    .bind(model.name())
+    .bind(found.field)
+    .bind(&found.expected)
+    .bind(&found.found)
+    .bind(at.to_string())
+    .execute(turn.connection())
+    .await?;
+    Ok(())
+}
