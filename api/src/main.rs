@@ -1,1 +1,132 @@
-fn main() {}
+//! The HTTP service of the ledger.
+
+mod accounts;
+mod batches;
+mod body;
+mod commands;
+mod cursor;
+mod docs;
+mod events;
+mod freezes;
+mod health;
+mod problem;
+mod request;
+mod router;
+mod server;
+mod service;
+mod settings;
+mod transactions;
+
+use std::{process::ExitCode, sync::Arc};
+
+use clap::Parser;
+use ledger_store::{Database, Ledger, LedgerOptions, error::chain};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
+use projector::{
+    publisher::{Publisher, PublisherOptions},
+    runner::Runner,
+};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+    sync::{Semaphore, watch},
+};
+
+use service::Service;
+use settings::Settings;
+
+/// The bytes of bodies that may be in memory at once, over all connections: three of the largest batches.
+const BODY_BYTES_MAX: usize = 192 * 1024 * 1024;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let settings = Settings::parse();
+    show_log(&settings);
+    match run(settings).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            eprintln!("api: {why}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn show_log(settings: &Settings) {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| "info,sqlx=warn,async_nats=warn".into());
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    if settings.log_format == "json" {
+        log.json().init();
+    } else {
+        log.init();
+    }
+}
+
+async fn run(settings: Settings) -> Result<(), String> {
+    settings.check()?;
+    let metrics = PrometheusBuilder::new()
+        .set_buckets_for_metric(
+            Matcher::Full("ledger_command_seconds".to_owned()),
+            &[0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5],
+        )
+        .and_then(PrometheusBuilder::install_recorder)
+        .map_err(|error| format!("metrics cannot be kept: {error}"))?;
+
+    let database = Database::open(&settings.database_url).await.map_err(|error| chain(&error))?;
+    println!("database      {}", database.describe());
+    let queue_commands_max = usize::try_from(settings.queue_commands).unwrap_or(usize::MAX);
+    let options = LedgerOptions { queue_commands_max, ..LedgerOptions::default() };
+    let ledger = Ledger::start(database.clone(), options).await.map_err(|error| chain(&error))?;
+    let runner = Runner::start(database.clone(), Some(ledger.commits()));
+    println!("read models   kept by this process");
+    let publisher = settings
+        .nats_url
+        .clone()
+        .map(|nats_url| Publisher::start(database.clone(), PublisherOptions::new(nats_url), Some(ledger.commits())));
+    println!(
+        "NATS          {}",
+        if publisher.is_some() { "on" } else { "off (--nats-url nats://HOST:4222 turns it on)" }
+    );
+
+    let listener = TcpListener::bind(settings.listen)
+        .await
+        .map_err(|error| format!("cannot listen on {}: {error}; choose another with --listen", settings.listen))?;
+    let address = listener.local_addr().map_err(|error| format!("cannot listen: {error}"))?;
+    let (stop, stopping) = watch::channel(false);
+    let service = Service {
+        ledger: ledger.clone(),
+        database: database.clone(),
+        progress: runner.progress(),
+        publisher: publisher.as_ref().map(Publisher::status),
+        metrics,
+        deadline: settings.deadline(),
+        body_bytes: Arc::new(Semaphore::new(BODY_BYTES_MAX)),
+        stopping: stopping.clone(),
+    };
+    println!("listening on http://{address}");
+    println!("documentation http://{address}/docs");
+    println!(
+        "try           curl -s http://{address}/v1/credits -H 'Content-Type: application/json' -d \
+         '{{\"user_id\":\"u1\",\"credit_type\":\"points\",\"amount\":1000,\"business_code\":\"signup.bonus\",\"business_id\":\"u1\"}}'"
+    );
+
+    let mut terminate =
+        signal(SignalKind::terminate()).map_err(|error| format!("cannot watch for signals: {error}"))?;
+    let server = tokio::spawn(server::serve(listener, router::routes(service), stopping));
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = tokio::signal::ctrl_c() => {}
+    }
+    tracing::info!("stopping: requests under way are answered first");
+    stop.send_replace(true);
+    // A server that panicked has ended, too.
+    let _ = server.await;
+    ledger.stop().await;
+    if let Some(publisher) = publisher {
+        publisher.stop().await;
+    }
+    runner.stop().await;
+    database.close().await;
+    tracing::info!("stopped");
+    Ok(())
+}

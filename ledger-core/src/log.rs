@@ -28,7 +28,7 @@ impl Partition {
     }
 
     /// Every partition, in order.
-    pub fn all() -> impl Iterator<Item = Self> {
+    pub fn all() -> impl Iterator<Item = Self> + Clone {
         (0..PARTITION_COUNT).map(Self)
     }
 

@@ -5,6 +5,7 @@
 
 pub mod balances;
 pub mod checkpoint;
+mod election;
 mod fold;
 pub mod freezes;
 mod postgres;

@@ -16,6 +16,7 @@ use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
 use crate::{
     checkpoint::{self, ReadModel},
+    election::{Election, Office},
     fold::{self, Changes, Rows},
     postgres, sqlite,
 };
@@ -33,9 +34,6 @@ const PAUSE: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// How often a runner that is not elected looks whether it is its turn now.
 const ELECTION: Duration = Duration::from_secs(1);
-/// The advisory lock that elects one runner of a PostgreSQL database. It only saves work; the compare-and-set decides.
-const ELECTION_LOCK: i64 = 0x006c_6564_6765_7201;
-
 /// How far the read models are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Progress {
@@ -120,14 +118,9 @@ impl Rounds {
 
     /// Waits to be elected, then runs rounds until something fails or it is told to stop.
     async fn serve(&mut self) -> Result<(), StoreError> {
-        let mut election = match &self.database {
-            Database::Postgres(database) => Some(elect(database).await?),
-            Database::Sqlite(_) => None,
-        };
+        let mut election = Election::stand(&self.database, Office::Runner).await?;
         while !*self.stop.borrow() {
-            if let Some(election) = &mut election
-                && !election.won().await?
-            {
+            if !election.won().await? {
                 self.look().await?;
                 self.wait(ELECTION).await;
                 continue;
@@ -333,32 +326,4 @@ impl Rounds {
 fn now() -> Timestamp {
     Timestamp::from_micros(Utc::now().timestamp_micros())
         .expect("the system's clock is set to a year from 1970 to 9999")
-}
-
-/// A session that holds, or waits for, the lock of the elected runner.
-struct Election {
-    connection: sqlx::PgConnection,
-    held: bool,
-}
-
-async fn elect(database: &ledger_store::postgres::Postgres) -> Result<Election, StoreError> {
-    use sqlx::Connection;
-    let connection = sqlx::PgConnection::connect_with(database.connect_options()).await?;
-    Ok(Election { connection, held: false })
-}
-
-impl Election {
-    /// Whether this session holds the lock; an error when the session died, and the lock with it.
-    async fn won(&mut self) -> Result<bool, StoreError> {
-        use sqlx::Connection;
-        if self.held {
-            self.connection.ping().await?;
-        } else {
-            self.held = sqlx::query_scalar("select pg_try_advisory_lock($1)")
-                .bind(ELECTION_LOCK)
-                .fetch_one(&mut self.connection)
-                .await?;
-        }
-        Ok(self.held)
-    }
 }

@@ -7,13 +7,14 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use super::{NextTables, RebuildError, sound};
 use crate::{
     checkpoint::ReadModel,
+    election::LOCK_BASE,
     fold::{self, Changes, Rows},
     postgres,
     row::stored,
 };
 
 /// The advisory lock that lets one rebuild run at a time.
-const REBUILD_LOCK: i64 = 0x006c_6564_6765_7202;
+const REBUILD_LOCK: i64 = LOCK_BASE + 2;
 
 /// The next tables, and the session that holds the lock: when it ends, however it ends, another rebuild may run.
 pub(super) struct Next {

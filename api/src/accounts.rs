@@ -1,0 +1,241 @@
+//! `/v1/accounts/{user_id}/{credit_type}`: the account, its transactions, lock and unlock.
+
+use std::time::Duration;
+
+use axum::{
+    body::Body,
+    extract::State,
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use ledger_core::{
+    Account, Action, Balance, BusinessKey, Command, Event, EventType, Provenance, Timestamp, json::Transaction, text,
+};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::{
+    body, commands,
+    cursor::Cursor,
+    problem::Problem,
+    request::{self, Path, Query, RequestId, if_match, json_body},
+    service::Service,
+};
+
+/// How long a read with `min_version` waits for the read model.
+const READ_MODEL_PATIENCE: Duration = Duration::from_secs(2);
+/// How often such a read looks when nothing in this process tells it of news: another process may run the projector.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// `GET …`: from the read model, from the newest event, or the past.
+pub(crate) async fn read(
+    State(service): State<Service>,
+    path: Path,
+    query: Query,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let query = query.only(&["min_version", "consistency", "at", "at_version"])?;
+    let account = path.account()?;
+    let at = query.get("at").map(parse_time).transpose()?;
+    let at_version = query.number("at_version", 0..=ledger_core::MAX_AMOUNT)?;
+    let min_version = query.number("min_version", 0..=ledger_core::MAX_AMOUNT)?;
+    let strong = match query.get("consistency") {
+        None | Some("eventual") => false,
+        Some("strong") => true,
+        Some(_) => return Err(Problem::invalid("consistency", "must be strong or eventual")),
+    };
+    if at.is_some() && at_version.is_some() {
+        return Err(Problem::invalid("at_version", "and at exclude each other"));
+    }
+    let balance = if let Some(version) = at_version {
+        past(&service, &account, service.ledger.at_version(&account, version).await?).await?
+    } else if let Some(at) = at {
+        past(&service, &account, service.ledger.at_time(&account, at).await?).await?
+    } else if strong {
+        let newest = service.ledger.newest(&account).await?.ok_or_else(|| unknown(&account))?;
+        after(&newest)
+    } else {
+        served(&service, &account, min_version.unwrap_or(0)).await?
+    };
+    if let (true, Some(min_version)) = (strong, min_version)
+        && balance.state.version < min_version
+    {
+        return Err(Problem::read_model_behind(min_version, balance.state.version));
+    }
+    let etag = format!("\"{}\"", balance.state.version);
+    let etag_value = HeaderValue::from_str(&etag).expect("a number in quotes");
+    let unchanged = headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
+    let mut response =
+        if unchanged.is_some_and(|known| known.split(',').any(|tag| tag.trim().trim_start_matches("W/") == etag)) {
+            StatusCode::NOT_MODIFIED.into_response()
+        } else {
+            request::json(StatusCode::OK, document(&balance).to_string())
+        };
+    response.headers_mut().insert(header::ETAG, etag_value);
+    Ok(response)
+}
+
+fn parse_time(text: &str) -> Result<Timestamp, Problem> {
+    // In a query a plus is a space, so `+02:00` may come as ` 02:00`.
+    Timestamp::parse(&text.replace(' ', "+"))
+        .ok_or_else(|| Problem::invalid("at", "must be a time such as 2026-11-20T12:00:00Z (RFC 3339)"))
+}
+
+async fn past(service: &Service, account: &Account, event: Option<std::sync::Arc<Event>>) -> Result<Balance, Problem> {
+    if let Some(event) = event {
+        return Ok(after(&event));
+    }
+    // Never credited is another answer than not yet, or not any more.
+    match service.ledger.newest(account).await? {
+        None => Err(unknown(account)),
+        Some(newest) => Err(Problem::not_found(
+            "version_not_found",
+            format!("the account has versions 1 to {}, and none at that point", newest.after.version),
+        )),
+    }
+}
+
+/// The read model's row, or what this process committed since: whoever wrote here reads what was written.
+async fn served(service: &Service, account: &Account, min_version: u64) -> Result<Balance, Problem> {
+    let deadline = Instant::now() + READ_MODEL_PATIENCE;
+    let mut progress = service.progress.clone();
+    loop {
+        progress.mark_unchanged();
+        let row = projector::balances::find(&service.database, account).await?;
+        let newest =
+            [row, service.ledger.recent(account)].into_iter().flatten().max_by_key(|balance| balance.state.version);
+        match newest {
+            Some(balance) if balance.state.version >= min_version => return Ok(balance),
+            None if min_version == 0 => return Err(unknown(account)),
+            newest => {
+                if Instant::now() >= deadline {
+                    let version = newest.map_or(0, |balance| balance.state.version);
+                    return Err(Problem::read_model_behind(min_version, version));
+                }
+            }
+        }
+        // Whether it was told or not, it looks again.
+        let _ = tokio::time::timeout(LOOK_AGAIN, progress.changed()).await;
+    }
+}
+
+fn unknown(account: &Account) -> Problem {
+    Problem::account_not_found(account.user_id(), account.credit_type())
+}
+
+fn after(event: &Event) -> Balance {
+    Balance {
+        account: event.account.clone(),
+        state: event.after,
+        position: event.position,
+        updated_at: event.recorded_at,
+    }
+}
+
+fn document(balance: &Balance) -> Value {
+    let (account, state) = (&balance.account, &balance.state);
+    json!({
+        "user_id": **account.user_id(),
+        "credit_type": **account.credit_type(),
+        "account_id": account.id(),
+        "balance": state.balance,
+        "frozen": state.frozen,
+        "available": state.available(),
+        "version": state.version,
+        "status": balance.status(),
+        "updated_at": balance.updated_at,
+        "partition": account.partition(),
+        "position": balance.position,
+    })
+}
+
+/// `GET …/transactions`: newest first.
+pub(crate) async fn transactions(
+    State(service): State<Service>,
+    path: Path,
+    query: Query,
+) -> Result<Response, Problem> {
+    let query = query.only(&["type", "limit", "cursor"])?;
+    let account = path.account()?;
+    let event_type = match query.get("type") {
+        None => None,
+        Some(name) => Some(EventType::of_name(name).ok_or_else(|| {
+            Problem::invalid("type", "must be credited, deducted, frozen, unfrozen, refunded, locked or unlocked")
+        })?),
+    };
+    let limit = query.limit()?;
+    let before = Cursor::of_query(&query, account.partition())?;
+    let (events, next) = service.ledger.history(&account, before, limit, event_type).await?;
+    if events.is_empty() && before.is_none() && service.ledger.newest(&account).await?.is_none() {
+        return Err(unknown(&account));
+    }
+    let items: Vec<_> = events.iter().map(Transaction::from).collect();
+    let page = Page { items, next_cursor: next.map(|position| Cursor::new(account.partition(), position)) };
+    Ok(request::json(StatusCode::OK, serde_json::to_string(&page).expect("events are JSON")))
+}
+
+/// A page of a list.
+#[derive(serde::Serialize)]
+pub(crate) struct Page<T> {
+    pub(crate) items: Vec<T>,
+    pub(crate) next_cursor: Option<Cursor>,
+}
+
+/// `POST …/lock`.
+pub(crate) async fn lock(
+    service: State<Service>,
+    id: RequestId,
+    path: Path,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    set_lock(&service, &id, &path, &headers, body, "system.lock").await
+}
+
+/// `POST …/unlock`.
+pub(crate) async fn unlock(
+    service: State<Service>,
+    id: RequestId,
+    path: Path,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    set_lock(&service, &id, &path, &headers, body, "system.unlock").await
+}
+
+async fn set_lock(
+    service: &Service,
+    id: &RequestId,
+    path: &Path,
+    headers: &HeaderMap,
+    body: Body,
+    own_code: &str,
+) -> Result<Response, Problem> {
+    let account = path.account()?;
+    let text = json_body(service, headers, body, commands::COMMAND_BYTES_MAX).await?;
+    let fields = body::read(&text, &["reason", "business_code", "business_id"])?;
+    let reason = fields.required_string("reason")?;
+    if reason.trim().is_empty() {
+        return Err(Problem::invalid("reason", "must say why"));
+    }
+    let reason = text::description(&reason).map_err(|invalid| Problem::invalid("reason", invalid.reason))?;
+    let key = match (fields.string("business_code")?, fields.string("business_id")?) {
+        (Some(code), Some(key)) => BusinessKey::new(&code, &key)?,
+        // Without a key of the caller's each request is a command of its own.
+        (None, None) => BusinessKey::reserved(own_code, &Uuid::new_v4().to_string())?,
+        (Some(_), None) => return Err(Problem::invalid("business_id", "is required with business_code")),
+        (None, Some(_)) => return Err(Problem::invalid("business_code", "is required with business_id")),
+    };
+    let action = if own_code == "system.lock" { Action::Lock { account } } else { Action::Unlock { account } };
+    let provenance = Provenance {
+        operation_id: None,
+        request_id: id.0.clone(),
+        actor: commands::ACTOR.into(),
+        description: Some(reason),
+        metadata: None,
+    };
+    let mut command = Command { action, key, expected_version: None, provenance };
+    commands::insist(&mut command, if_match(headers)?)?;
+    commands::execute(service, command).await
+}

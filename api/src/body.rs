@@ -1,0 +1,251 @@
+//! Bodies, read strictly: every error names its field, nothing unknown is passed over, nothing is converted.
+
+use std::{borrow::Cow, fmt};
+
+use ledger_core::{Amount, text};
+use serde::{
+    Deserializer,
+    de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor},
+};
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use crate::problem::Problem;
+
+/// The fields of an object, each as its very text, in the order of `names`.
+#[derive(Debug)]
+pub(crate) struct Fields<'a> {
+    names: &'static [&'static str],
+    values: Vec<Option<&'a RawValue>>,
+}
+
+/// Reads an object whose fields are all among `names`.
+pub(crate) fn read<'a>(json: &'a str, names: &'static [&'static str]) -> Result<Fields<'a>, Problem> {
+    let mut refusal = None;
+    let mut deserializer = serde_json::Deserializer::from_str(json);
+    let values = FieldsSeed { names, refusal: &mut refusal }.deserialize(&mut deserializer);
+    let values = values.and_then(|values| deserializer.end().map(|()| values));
+    match (values, refusal) {
+        (Ok(values), _) => Ok(Fields { names, values }),
+        (Err(_), Some((field, reason))) => Err(Problem::invalid(field, reason)),
+        (Err(error), None) => Err(Problem::invalid("body", format!("is not a JSON object: {error}"))),
+    }
+}
+
+struct FieldsSeed<'r> {
+    names: &'static [&'static str],
+    /// The field that is at fault, and why: serde's own errors are only text.
+    refusal: &'r mut Option<(String, String)>,
+}
+
+impl<'a> DeserializeSeed<'a> for FieldsSeed<'_> {
+    type Value = Vec<Option<&'a RawValue>>;
+
+    fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'a> Visitor<'a> for FieldsSeed<'_> {
+    type Value = Vec<Option<&'a RawValue>>;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut values = vec![None; self.names.len()];
+        while let Some(key) = map.next_key::<Cow<'a, str>>()? {
+            let Some(index) = self.names.iter().position(|name| *name == key) else {
+                let reason = format!("is not a field of this; there are {}", self.names.join(", "));
+                *self.refusal = Some((shortened(&key), reason));
+                return Err(A::Error::custom("unknown field"));
+            };
+            if values[index].is_some() {
+                *self.refusal = Some((self.names[index].to_owned(), "is there twice".to_owned()));
+                return Err(A::Error::custom("duplicate field"));
+            }
+            values[index] = Some(map.next_value::<&RawValue>()?);
+        }
+        Ok(values)
+    }
+}
+
+/// A name that a caller made up may be of any length.
+fn shortened(name: &str) -> String {
+    name.chars().filter(|character| !character.is_control()).take(64).collect()
+}
+
+impl<'a> Fields<'a> {
+    /// The field's text; absent when it was left out or is `null`.
+    fn text(&self, name: &'static str) -> Option<&'a str> {
+        let index = self.names.iter().position(|known| *known == name)?;
+        self.values[index].map(RawValue::get).filter(|text| *text != "null")
+    }
+
+    pub(crate) fn has(&self, name: &'static str) -> bool {
+        self.text(name).is_some()
+    }
+
+    /// Refuses a field that has no meaning in this command.
+    pub(crate) fn refuse(&self, names: &[&'static str], why: &str) -> Result<(), Problem> {
+        match names.iter().find(|name| self.has(name)) {
+            Some(name) => Err(Problem::invalid(*name, why)),
+            None => Ok(()),
+        }
+    }
+
+    /// A string, or nothing.
+    pub(crate) fn string(&self, name: &'static str) -> Result<Option<String>, Problem> {
+        let Some(text) = self.text(name) else { return Ok(None) };
+        let string: String =
+            serde_json::from_str(text).map_err(|_| Problem::invalid(name, "must be a string of valid Unicode"))?;
+        if string.contains('\0') {
+            return Err(Problem::invalid(name, "must not contain NUL"));
+        }
+        Ok(Some(string))
+    }
+
+    /// A string that must be there.
+    pub(crate) fn required_string(&self, name: &'static str) -> Result<String, Problem> {
+        self.string(name)?.ok_or_else(|| missing(name))
+    }
+
+    /// A whole number, written with digits alone.
+    pub(crate) fn number(&self, name: &'static str) -> Result<Option<u64>, Problem> {
+        let Some(text) = self.text(name) else { return Ok(None) };
+        let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+        match text.parse() {
+            Ok(number) if digits && number <= ledger_core::MAX_AMOUNT => Ok(Some(number)),
+            _ => Err(Problem::invalid(name, format!("must be a whole number from 0 to {}", ledger_core::MAX_AMOUNT))),
+        }
+    }
+
+    /// An amount.
+    pub(crate) fn amount(&self, name: &'static str) -> Result<Option<Amount>, Problem> {
+        if !self.has(name) {
+            return Ok(None);
+        }
+        let refused = || {
+            let reason = format!("must be a JSON integer from 1 to {}, such as 500", ledger_core::MAX_AMOUNT);
+            Problem::invalid(name, reason)
+        };
+        let units = self.number(name).map_err(|_| refused())?.ok_or_else(refused)?;
+        Amount::new(units).map(Some).map_err(|_| refused())
+    }
+
+    pub(crate) fn required_amount(&self, name: &'static str) -> Result<Amount, Problem> {
+        self.amount(name)?.ok_or_else(|| missing(name))
+    }
+
+    pub(crate) fn boolean(&self, name: &'static str) -> Result<Option<bool>, Problem> {
+        match self.text(name) {
+            None => Ok(None),
+            Some("true") => Ok(Some(true)),
+            Some("false") => Ok(Some(false)),
+            Some(_) => Err(Problem::invalid(name, "must be true or false")),
+        }
+    }
+
+    pub(crate) fn uuid(&self, name: &'static str) -> Result<Option<Uuid>, Problem> {
+        let Some(text) = self.string(name)? else { return Ok(None) };
+        // Only the form that answers have: an id has one spelling.
+        match Uuid::try_parse(&text) {
+            Ok(uuid) if text.len() == 36 => Ok(Some(uuid)),
+            _ => Err(Problem::invalid(name, "must be a UUID such as 0190d5a6-5d2c-8f3e-9a63-0c2b6f6f2d11")),
+        }
+    }
+
+    /// A JSON object of at most 4 KiB, kept as its very text.
+    pub(crate) fn object(&self, name: &'static str) -> Result<Option<&'a str>, Problem> {
+        let Some(text) = self.text(name) else { return Ok(None) };
+        if text.len() > text::METADATA_BYTES_MAX {
+            return Err(Problem::invalid(
+                name,
+                format!("must have at most {} bytes of JSON", text::METADATA_BYTES_MAX),
+            ));
+        }
+        if !text.starts_with('{') {
+            return Err(Problem::invalid(name, "must be a JSON object"));
+        }
+        let mut deserializer = serde_json::Deserializer::from_str(text);
+        match Sound.deserialize(&mut deserializer) {
+            Ok(()) => Ok(Some(text)),
+            Err(error) => Err(Problem::invalid(name, format!("cannot be kept: {error}"))),
+        }
+    }
+
+    /// The elements of an array, each as its very text.
+    pub(crate) fn elements(&self, name: &'static str) -> Result<Vec<&'a RawValue>, Problem> {
+        let text = self.text(name).ok_or_else(|| missing(name))?;
+        serde_json::from_str(text).map_err(|_| Problem::invalid(name, "must be an array"))
+    }
+}
+
+/// A field that must be there and is not.
+pub(crate) fn missing(name: &'static str) -> Problem {
+    Problem::invalid(name, "is required")
+}
+
+/// Walks a JSON value and finds what cannot be stored or read back by everyone: NUL, names that are there twice, nesting
+/// past serde_json's limit of 128.
+struct Sound;
+
+impl<'a> DeserializeSeed<'a> for Sound {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'a> Visitor<'a> for Sound {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("JSON")
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<(), E> {
+        if text.contains('\0') { Err(E::custom("it contains NUL")) } else { Ok(()) }
+    }
+
+    fn visit_seq<A: SeqAccess<'a>>(self, mut elements: A) -> Result<(), A::Error> {
+        while elements.next_element_seed(Self)?.is_some() {}
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut seen = std::collections::HashSet::new();
+        while let Some(key) = map.next_key::<String>()? {
+            if key.contains('\0') {
+                return Err(A::Error::custom("it contains NUL"));
+            }
+            map.next_value_seed(Self)?;
+            if !seen.insert(key) {
+                return Err(A::Error::custom("a name is there twice"));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,298 @@
+//! `POST /v1/credits`, `/v1/debits`, `/v1/freezes`, `/v1/unfreezes`, `/v1/refunds`.
+
+use std::sync::Arc;
+
+use axum::{
+    body::Body,
+    extract::State,
+    http::{HeaderMap, HeaderValue, StatusCode, header},
+    response::Response,
+};
+use ledger_core::{
+    Account, Action, BusinessKey, Command, Expiry, NamedAccount, Provenance, Timestamp, TransactionId,
+    json::Transaction, text,
+};
+use ledger_store::Recorded;
+
+use crate::{
+    body::{self, Fields, missing},
+    problem::Problem,
+    request::{RequestId, if_match, json, json_body},
+    service::Service,
+};
+
+/// A command's body is at most so large, in bytes.
+pub(crate) const COMMAND_BYTES_MAX: usize = 64 * 1024;
+
+/// Until callers have keys of their own, all are one.
+pub(crate) const ACTOR: &str = "anonymous";
+
+/// Every field that a command can have; `type` is a batch's.
+pub(crate) const COMMAND_FIELDS: &[&str] = &[
+    "type",
+    "user_id",
+    "credit_type",
+    "freeze_id",
+    "debit_id",
+    "amount",
+    "release_remainder",
+    "expires_at",
+    "expires_in_seconds",
+    "business_code",
+    "business_id",
+    "operation_id",
+    "expected_version",
+    "description",
+    "metadata",
+];
+
+/// What a route or a batch's `type` asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Credit,
+    Debit,
+    Freeze,
+    Unfreeze,
+    Refund,
+}
+
+impl Kind {
+    /// The kind that a command in a batch names.
+    pub(crate) fn of_name(name: &str) -> Option<Self> {
+        Some(match name {
+            "credit" => Self::Credit,
+            "debit" => Self::Debit,
+            "freeze" => Self::Freeze,
+            "unfreeze" => Self::Unfreeze,
+            "refund" => Self::Refund,
+            _ => return None,
+        })
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Credit => "credit",
+            Self::Debit => "debit",
+            Self::Freeze => "freeze",
+            Self::Unfreeze => "unfreeze",
+            Self::Refund => "refund",
+        }
+    }
+
+    /// Reads the command that `fields` describe.
+    pub(crate) fn command(self, fields: &Fields<'_>, request_id: &RequestId) -> Result<Command, Problem> {
+        let action = self.action(fields)?;
+        let code = fields.required_string("business_code")?;
+        let id = fields.required_string("business_id")?;
+        Ok(Command {
+            action,
+            key: BusinessKey::new(&code, &id)?,
+            expected_version: fields.number("expected_version")?,
+            provenance: Provenance {
+                operation_id: fields.uuid("operation_id")?,
+                request_id: request_id.0.clone(),
+                actor: ACTOR.into(),
+                description: fields.string("description")?.map(|text| text::description(&text)).transpose()?,
+                metadata: fields.object("metadata")?.map(Arc::from),
+            },
+        })
+    }
+
+    fn action(self, fields: &Fields<'_>) -> Result<Action, Problem> {
+        let freeze_only = |names: &[&'static str]| fields.refuse(names, "belongs to a freeze");
+        let expiry = ["expires_at", "expires_in_seconds"];
+        if self != Self::Freeze {
+            freeze_only(&expiry)?;
+        }
+        if self != Self::Debit {
+            fields.refuse(&["release_remainder"], "belongs to a debit of a freeze")?;
+        }
+        if !matches!(self, Self::Debit | Self::Unfreeze) {
+            fields.refuse(&["freeze_id"], "belongs to a debit of a freeze and to an unfreeze")?;
+        }
+        if self != Self::Refund {
+            fields.refuse(&["debit_id"], "belongs to a refund")?;
+        }
+        Ok(match self {
+            Self::Credit => Action::Credit { account: account(fields)?, amount: fields.required_amount("amount")? },
+            Self::Debit => match transaction_id(fields, "freeze_id")? {
+                Some(freeze) => Action::Capture {
+                    freeze,
+                    named: named(fields)?,
+                    amount: fields.amount("amount")?,
+                    release_remainder: fields.boolean("release_remainder")?,
+                },
+                None => {
+                    fields.refuse(&["release_remainder"], "belongs to a debit of a freeze: name its freeze_id")?;
+                    Action::Debit { account: account(fields)?, amount: fields.required_amount("amount")? }
+                }
+            },
+            Self::Freeze => Action::Freeze {
+                account: account(fields)?,
+                amount: fields.required_amount("amount")?,
+                expiry: read_expiry(fields)?,
+            },
+            Self::Unfreeze => Action::Unfreeze {
+                freeze: transaction_id(fields, "freeze_id")?.ok_or_else(|| missing("freeze_id"))?,
+                named: named(fields)?,
+                amount: fields.amount("amount")?,
+            },
+            Self::Refund => Action::Refund {
+                debit: transaction_id(fields, "debit_id")?.ok_or_else(|| missing("debit_id"))?,
+                named: named(fields)?,
+                amount: fields.amount("amount")?,
+            },
+        })
+    }
+}
+
+fn account(fields: &Fields<'_>) -> Result<Account, Problem> {
+    Ok(Account::new(&fields.required_string("user_id")?, &fields.required_string("credit_type")?)?)
+}
+
+fn named(fields: &Fields<'_>) -> Result<NamedAccount, Problem> {
+    let (user_id, credit_type) = (fields.string("user_id")?, fields.string("credit_type")?);
+    // Judged by the same rules as a whole account's name.
+    Account::new(user_id.as_deref().unwrap_or("-"), credit_type.as_deref().unwrap_or("-"))?;
+    Ok(NamedAccount { user_id: user_id.map(Into::into), credit_type: credit_type.map(Into::into) })
+}
+
+/// A transaction's id. A UUID that no ledger gives is not found, like one that this ledger did not give.
+fn transaction_id(fields: &Fields<'_>, name: &'static str) -> Result<Option<TransactionId>, Problem> {
+    let Some(uuid) = fields.uuid(name)? else { return Ok(None) };
+    let code = if name == "debit_id" { "debit_not_found" } else { "freeze_not_found" };
+    TransactionId::from_uuid(uuid).map(Some).ok_or_else(|| Problem::unknown_id(code, name, &uuid.to_string()))
+}
+
+fn read_expiry(fields: &Fields<'_>) -> Result<Option<Expiry>, Problem> {
+    let at = fields.string("expires_at")?;
+    let seconds = fields.number("expires_in_seconds")?;
+    match (at, seconds) {
+        (Some(_), Some(_)) => Err(Problem::invalid("expires_in_seconds", "and expires_at exclude each other")),
+        (Some(at), None) => Timestamp::parse(&at)
+            .map(|at| Some(Expiry::At(at)))
+            .ok_or_else(|| Problem::invalid("expires_at", "must be a time such as 2026-11-20T12:00:00Z (RFC 3339)")),
+        (None, Some(0)) => Err(Problem::invalid("expires_in_seconds", "must be at least 1")),
+        (None, Some(seconds)) => Ok(Some(Expiry::InSeconds(seconds))),
+        (None, None) => Ok(None),
+    }
+}
+
+pub(crate) async fn credit(
+    service: State<Service>,
+    id: RequestId,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    run(Kind::Credit, &service, &id, &headers, body).await
+}
+
+pub(crate) async fn debit(
+    service: State<Service>,
+    id: RequestId,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    run(Kind::Debit, &service, &id, &headers, body).await
+}
+
+pub(crate) async fn freeze(
+    service: State<Service>,
+    id: RequestId,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    run(Kind::Freeze, &service, &id, &headers, body).await
+}
+
+pub(crate) async fn unfreeze(
+    service: State<Service>,
+    id: RequestId,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    run(Kind::Unfreeze, &service, &id, &headers, body).await
+}
+
+pub(crate) async fn refund(
+    service: State<Service>,
+    id: RequestId,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    run(Kind::Refund, &service, &id, &headers, body).await
+}
+
+async fn run(
+    kind: Kind,
+    service: &Service,
+    id: &RequestId,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let text = json_body(service, headers, body, COMMAND_BYTES_MAX).await?;
+    let fields = body::read(&text, COMMAND_FIELDS)?;
+    fields.refuse(&["type"], "belongs to a batch; the path says what this is")?;
+    let mut command = kind.command(&fields, id)?;
+    insist(&mut command, if_match(headers)?)?;
+    let began = std::time::Instant::now();
+    let outcome = execute(service, command).await;
+    metrics::histogram!("ledger_command_seconds", "type" => kind.name()).record(began.elapsed().as_secs_f64());
+    outcome
+}
+
+/// `If-Match` says the same as `expected_version`.
+pub(crate) fn insist(command: &mut Command, version: Option<u64>) -> Result<(), Problem> {
+    match (command.expected_version, version) {
+        (Some(expected), Some(version)) if expected != version => {
+            Err(Problem::invalid("expected_version", "and If-Match say different versions"))
+        }
+        (expected, version) => {
+            command.expected_version = expected.or(version);
+            Ok(())
+        }
+    }
+}
+
+/// Does a command and answers with its transaction.
+pub(crate) async fn execute(service: &Service, command: Command) -> Result<Response, Problem> {
+    let named = Named::of(&command);
+    match service.ledger.execute(command).await {
+        Ok(recorded) => {
+            metrics::counter!("ledger_commands_total", "type" => recorded.event.event_type.name(),
+                "outcome" => if recorded.replayed { "replayed" } else { "recorded" })
+            .increment(1);
+            Ok(answer(&recorded))
+        }
+        Err(error) => Err(named.problem(&error)),
+    }
+}
+
+/// Whom a command named, for its refusal.
+pub(crate) struct Named(Option<(Arc<str>, Arc<str>)>);
+
+impl Named {
+    pub(crate) fn of(command: &Command) -> Self {
+        Self(command.action.account().map(|account| (account.user_id().clone(), account.credit_type().clone())))
+    }
+
+    pub(crate) fn problem(&self, error: &ledger_store::CommandError) -> Problem {
+        let (user_id, credit_type) = self.0.as_ref().map(|(user, credit)| (&**user, &**credit)).unzip();
+        Problem::command(error, user_id, credit_type)
+    }
+}
+
+fn answer(recorded: &Recorded) -> Response {
+    let transaction = Transaction { event: &recorded.event, replayed: Some(recorded.replayed) };
+    let body = serde_json::to_string(&transaction).expect("an event is JSON");
+    if recorded.replayed {
+        let mut response = json(StatusCode::OK, body);
+        response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
+        return response;
+    }
+    let mut response = json(StatusCode::CREATED, body);
+    let location = format!("/v1/transactions/{}", recorded.event.transaction_id);
+    let location = HeaderValue::from_str(&location).expect("an id is plain text");
+    response.headers_mut().insert(header::LOCATION, location);
+    response
+}

@@ -1,0 +1,257 @@
+//! Every error that a caller sees: RFC 9457, with the contract's members.
+
+use axum::{
+    body::Body,
+    http::{HeaderValue, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use ledger_core::{InvalidField, Rejection};
+use ledger_store::{CommandError, StoreError, Unavailable, error::chain};
+use serde_json::{Map, Value, json};
+
+/// How long a caller is asked to wait before it tries again, in seconds.
+const RETRY_AFTER_SECONDS: u64 = 1;
+
+/// An error on its way out. The request's id is added when it is written.
+#[derive(Debug, Clone)]
+pub(crate) struct Problem {
+    status: StatusCode,
+    code: &'static str,
+    detail: String,
+    members: Map<String, Value>,
+    allow: Option<HeaderValue>,
+}
+
+impl Problem {
+    fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
+        Self { status, code, detail: detail.into(), members: Map::new(), allow: None }
+    }
+
+    fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.members.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// A field that cannot be taken; `reason` goes on after the field's name.
+    pub(crate) fn invalid(field: impl Into<String>, reason: impl AsRef<str>) -> Self {
+        let field = field.into();
+        let detail = format!("{field} {}", reason.as_ref());
+        Self::new(StatusCode::BAD_REQUEST, "invalid_request", detail).with("field", field)
+    }
+
+    pub(crate) fn not_found(code: &'static str, detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, code, detail)
+    }
+
+    /// The account was never credited, or there is none by that name.
+    pub(crate) fn account_not_found(user_id: &str, credit_type: &str) -> Self {
+        Self::not_found("account_not_found", "the account was never credited; a credit opens it")
+            .with("field", "user_id")
+            .with("user_id", user_id)
+            .with("credit_type", credit_type)
+    }
+
+    /// An id in `field` that names nothing here.
+    pub(crate) fn unknown_id(code: &'static str, field: &'static str, id: &str) -> Self {
+        Self::not_found(code, format!("{field} {id} names nothing here")).with("field", field).with(field, id)
+    }
+
+    pub(crate) fn no_such_route() -> Self {
+        Self::not_found("not_found", "there is nothing at this path; /openapi.json lists what there is")
+    }
+
+    pub(crate) fn method_not_allowed() -> Self {
+        Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this path does not take this method")
+    }
+
+    /// Names the methods that the path takes.
+    pub(crate) fn allowing(mut self, allow: HeaderValue) -> Self {
+        self.allow = Some(allow);
+        self
+    }
+
+    pub(crate) fn body_too_large(bytes_max: usize) -> Self {
+        let detail = format!("the body is larger than {bytes_max} bytes");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail).with("bytes_max", bytes_max)
+    }
+
+    pub(crate) fn unsupported_media_type() -> Self {
+        let detail = "the body must be JSON: send Content-Type: application/json";
+        Self::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail).with("field", "Content-Type")
+    }
+
+    pub(crate) fn read_model_behind(min_version: u64, version: u64) -> Self {
+        let detail = format!("the read model stands at version {version}; ask again, or with consistency=strong");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "read_model_behind", detail)
+            .with("min_version", min_version)
+            .with("version", version)
+    }
+
+    pub(crate) fn overloaded() -> Self {
+        let detail = "too much is waiting; nothing was done";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", detail)
+    }
+
+    pub(crate) fn store_unavailable() -> Self {
+        let detail = "the database did not answer; nothing was done, or the same business key finds out";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", detail)
+    }
+
+    /// A defect of the service; the log has the rest.
+    pub(crate) fn internal() -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal_error", "the service failed; its log says why")
+    }
+
+    /// An atomic batch in which `index` is the first command that is refused.
+    pub(crate) fn batch_rejected(index: usize, problem: &Self, request_id: &str) -> Self {
+        let detail = format!("command {index} is refused, so nothing of the batch was done");
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "batch_rejected", detail)
+            .with("index", index)
+            .with("problem", problem.document(request_id))
+    }
+
+    /// The same problem of a command inside a batch: its field is named from the top.
+    pub(crate) fn inside(mut self, index: usize) -> Self {
+        if let Some(Value::String(field)) = self.members.get("field") {
+            let field = format!("commands[{index}].{field}");
+            self.members.insert("field".to_owned(), field.into());
+        }
+        self
+    }
+
+    pub(crate) const fn code(&self) -> &'static str {
+        self.code
+    }
+
+    /// The refusal of a command, with what the caller named.
+    pub(crate) fn rejected(rejection: &Rejection, user_id: Option<&str>, credit_type: Option<&str>) -> Self {
+        let status = match rejection {
+            Rejection::IdempotencyConflict { .. } => StatusCode::CONFLICT,
+            Rejection::FreezeNotFound { .. } | Rejection::DebitNotFound { .. } | Rejection::AccountNotFound => {
+                StatusCode::NOT_FOUND
+            }
+            Rejection::AccountMismatch { .. } | Rejection::ExpiryNotInFuture => StatusCode::BAD_REQUEST,
+            Rejection::VersionConflict { .. } => StatusCode::PRECONDITION_FAILED,
+            Rejection::AccountLocked => StatusCode::LOCKED,
+            Rejection::InsufficientFrozen { .. }
+            | Rejection::RefundExceedsDebit { .. }
+            | Rejection::InsufficientBalance { .. }
+            | Rejection::BalanceLimitExceeded { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+        };
+        let problem = Self::new(status, rejection.code(), rejection.to_string());
+        match rejection {
+            Rejection::IdempotencyConflict { transaction_id } => {
+                problem.with("transaction_id", transaction_id.to_string())
+            }
+            Rejection::FreezeNotFound { freeze_id } => {
+                problem.with("field", "freeze_id").with("freeze_id", freeze_id.to_string())
+            }
+            Rejection::DebitNotFound { debit_id } => {
+                problem.with("field", "debit_id").with("debit_id", debit_id.to_string())
+            }
+            Rejection::AccountMismatch { field } => problem.with("field", *field),
+            Rejection::AccountNotFound => {
+                Self::account_not_found(user_id.unwrap_or_default(), credit_type.unwrap_or_default())
+            }
+            Rejection::VersionConflict { expected, current } => {
+                problem.with("expected", *expected).with("current", *current)
+            }
+            Rejection::AccountLocked => problem,
+            Rejection::ExpiryNotInFuture => problem.with("field", "expires_at"),
+            Rejection::InsufficientFrozen { required, remaining }
+            | Rejection::RefundExceedsDebit { required, remaining } => {
+                problem.with("required", *required).with("remaining", *remaining)
+            }
+            Rejection::InsufficientBalance { required, available } => {
+                problem.with("required", *required).with("available", *available)
+            }
+            Rejection::BalanceLimitExceeded { balance, amount, maximum } => {
+                problem.with("balance", *balance).with("amount", *amount).with("maximum", *maximum)
+            }
+        }
+    }
+
+    /// What became of a command that has no event.
+    pub(crate) fn command(error: &CommandError, user_id: Option<&str>, credit_type: Option<&str>) -> Self {
+        match error {
+            CommandError::Rejected(rejection) => Self::rejected(rejection, user_id, credit_type),
+            CommandError::Unavailable(unavailable) => unavailable.clone().into(),
+        }
+    }
+
+    fn retryable(&self) -> bool {
+        matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS)
+    }
+
+    /// The JSON that tells it.
+    pub(crate) fn document(&self, request_id: &str) -> Value {
+        let mut document = json!({
+            "type": format!("/problems/{}", self.code),
+            "title": title(self.code),
+            "status": self.status.as_u16(),
+            "code": self.code,
+            "detail": self.detail,
+            "request_id": request_id,
+            "retryable": self.retryable(),
+        });
+        if let Value::Object(object) = &mut document {
+            object.extend(self.members.clone());
+        }
+        document
+    }
+
+    /// The answer itself.
+    pub(crate) fn respond(&self, request_id: &str) -> Response {
+        let mut response = Response::new(Body::from(self.document(request_id).to_string()));
+        *response.status_mut() = self.status;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if self.retryable() {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
+        }
+        if let Some(allow) = &self.allow {
+            headers.insert(header::ALLOW, allow.clone());
+        }
+        response
+    }
+}
+
+/// `insufficient_balance` → `Insufficient balance`.
+fn title(code: &str) -> String {
+    let mut title = code.replace('_', " ");
+    if let Some(first) = title.get_mut(..1) {
+        first.make_ascii_uppercase();
+    }
+    title
+}
+
+/// The answer is left to the outermost layer, which knows the request's id.
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut response = self.status.into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+impl From<InvalidField> for Problem {
+    fn from(invalid: InvalidField) -> Self {
+        Self::invalid(invalid.field, invalid.reason)
+    }
+}
+
+impl From<Unavailable> for Problem {
+    fn from(unavailable: Unavailable) -> Self {
+        match unavailable {
+            Unavailable::Overloaded => Self::overloaded(),
+            Unavailable::Store | Unavailable::Stopping => Self::store_unavailable(),
+        }
+    }
+}
+
+impl From<StoreError> for Problem {
+    fn from(error: StoreError) -> Self {
+        tracing::warn!(error = %chain(&error), "a read failed");
+        Self::store_unavailable()
+    }
+}

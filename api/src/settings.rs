@@ -1,0 +1,63 @@
+//! What can be set: each is a flag and an environment variable.
+
+use std::{net::SocketAddr, time::Duration};
+
+use clap::Parser;
+
+/// The credit ledger's HTTP service. Without arguments it keeps its data in ./ledger.db and listens on 127.0.0.1:8080.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub(crate) struct Settings {
+    /// Where the ledger is kept: `sqlite://FILE` or `postgres://USER:PASSWORD@HOST:PORT/DATABASE`.
+    #[arg(long, env, default_value = "sqlite://ledger.db", hide_env_values = true)]
+    pub(crate) database_url: String,
+    /// Where to listen. Until callers have keys, only on a loopback address; port 0 takes a free one.
+    #[arg(long, env, default_value = "127.0.0.1:8080")]
+    pub(crate) listen: SocketAddr,
+    /// Publish every event to this NATS server, such as `nats://127.0.0.1:4222`.
+    #[arg(long, env, hide_env_values = true)]
+    pub(crate) nats_url: Option<String>,
+    /// How long one request may take, in seconds.
+    #[arg(long, env, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub(crate) request_timeout_seconds: u64,
+    /// Commands that may wait for the writer; more are refused with 503 `overloaded`.
+    #[arg(long, env, default_value_t = 65_536, value_parser = clap::value_parser!(u64).range(10_000..=1_000_000))]
+    pub(crate) queue_commands: u64,
+    /// How the log is written.
+    #[arg(long, env, default_value = "text", value_parser = ["text", "json"])]
+    pub(crate) log_format: String,
+}
+
+impl Settings {
+    /// What forbids to start, in one line.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        if !self.listen.ip().is_loopback() {
+            return Err(format!(
+                "--listen {} is refused: without API keys the ledger listens on loopback only, where everything is open; \
+                 use 127.0.0.1:{} and a reverse proxy that authenticates",
+                self.listen,
+                self.listen.port()
+            ));
+        }
+        Ok(())
+    }
+
+    pub(crate) const fn deadline(&self) -> Duration {
+        Duration::from_secs(self.request_timeout_seconds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_addresses_are_listened_on() {
+        for (address, fine) in
+            [("127.0.0.1:0", true), ("[::1]:8080", true), ("0.0.0.0:8080", false), ("10.1.2.3:80", false)]
+        {
+            let settings = Settings::try_parse_from(["api", "--listen", address]).expect("parses");
+            assert_eq!(settings.check().is_ok(), fine, "{address}");
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! The messages: an event as JSON, CloudEvents 1.0 attributes as headers (binary mode), and where it stands in the log.
+
+use async_nats::HeaderMap;
+use bytes::Bytes;
+use ledger_core::{Epoch, Event, EventType, Hash, Head, Partition, Position, json::LogEntry};
+
+const PARTITION: &str = "Ledger-Partition";
+const EPOCH: &str = "Ledger-Epoch";
+const POSITION: &str = "Ledger-Position";
+const HASH: &str = "Ledger-Hash";
+
+/// The subject of an event.
+pub(super) const fn subject(event_type: EventType) -> &'static str {
+    match event_type {
+        EventType::Credited => "credit.credited",
+        EventType::Deducted => "credit.deducted",
+        EventType::Frozen => "credit.frozen",
+        EventType::Unfrozen => "credit.unfrozen",
+        EventType::Refunded => "credit.refunded",
+        EventType::Locked => "credit.account.locked",
+        EventType::Unlocked => "credit.account.unlocked",
+    }
+}
+
+/// An event's message, to be stored only as the one after `last_sequence`.
+pub(super) fn of(event: &Event, last_sequence: u64) -> (HeaderMap, Bytes) {
+    let mut headers = HeaderMap::new();
+    headers.insert("ce-specversion", "1.0");
+    headers.insert("ce-id", event.transaction_id.to_string());
+    headers.insert("ce-source", "/ledger");
+    headers.insert("ce-type", subject(event.event_type));
+    headers.insert("ce-subject", event.account.id().to_string());
+    headers.insert("ce-time", event.recorded_at.to_string());
+    headers.insert("content-type", "application/json");
+    headers.insert(PARTITION, event.partition.to_string());
+    headers.insert(EPOCH, event.epoch.0.to_string());
+    headers.insert(POSITION, event.position.to_string());
+    headers.insert(HASH, event.hash.to_string());
+    headers.insert("Nats-Msg-Id", format!("{}-{}-{}", event.partition, event.epoch.0, event.position));
+    headers.insert("Nats-Expected-Last-Sequence", last_sequence.to_string());
+    let payload = serde_json::to_vec(&LogEntry(event)).expect("an event is JSON");
+    (headers, payload.into())
+}
+
+/// Where the event of a message stands in the log; `None` for messages of another kind.
+pub(super) fn place(headers: &HeaderMap) -> Option<(Partition, Head)> {
+    let get = |name: &str| headers.get(name).map(async_nats::HeaderValue::as_str);
+    let partition = Partition::new(get(PARTITION)?.parse().ok()?)?;
+    let digits = get(HASH)?;
+    let mut hash = [0; 32];
+    if digits.len() != 64 {
+        return None;
+    }
+    for (byte, pair) in hash.iter_mut().zip(digits.as_bytes().chunks(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    let head = Head {
+        epoch: Epoch(get(EPOCH)?.parse().ok()?),
+        position: Position(get(POSITION)?.parse().ok()?),
+        hash: Hash(hash),
+    };
+    Some((partition, head))
+}

@@ -1,0 +1,324 @@
+//! One connection to JetStream, from finding out what the stream holds to the first thing that goes wrong.
+
+use std::{
+    pin::Pin,
+    time::{Duration, Instant},
+};
+
+use async_nats::jetstream::{
+    self, Context,
+    context::{PublishAckFuture, PublishErrorKind},
+    stream::{self, Stream},
+};
+use futures::{FutureExt, StreamExt, stream::FuturesOrdered};
+use ledger_core::{Epoch, Event, Head, PARTITIONS, Partition, Position};
+use ledger_store::{Database, StoreError, error::chain};
+
+use super::{
+    PublisherOptions, Publishing, STREAM, SUBJECTS,
+    checkpoint::{self, Checkpoint},
+    message,
+};
+use crate::election::{Election, Office};
+
+/// Messages that are sent before their acknowledgements are waited for.
+const WINDOW: usize = 1_024;
+/// Messages of one partition in a window, so that none waits behind another's flood.
+const PARTITION_SHARE: usize = 256;
+/// Messages that are read at once to find out what the stream holds.
+const READ_WINDOW: usize = 128;
+/// The checkpoint is kept this often: it bounds what has to be read at the next start.
+const KEEP_MESSAGES: u64 = 4_096;
+const KEEP_EVERY: Duration = Duration::from_secs(1);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a session ended.
+#[derive(Debug)]
+pub(super) enum SessionError {
+    /// Another publisher is elected.
+    NotElected,
+    /// NATS is away, or did not answer as expected: find out anew.
+    Lost(String),
+    /// The stream and the log contradict each other: a person must look.
+    Alert(String),
+    Store(StoreError),
+}
+
+impl SessionError {
+    pub(super) fn describe(&self) -> String {
+        match self {
+            Self::NotElected => "another process publishes".to_owned(),
+            Self::Lost(why) | Self::Alert(why) => why.clone(),
+            Self::Store(error) => chain(error),
+        }
+    }
+}
+
+impl From<StoreError> for SessionError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+pub(super) struct Session {
+    context: Context,
+    database: Database,
+    election: Election,
+    at: Checkpoint,
+    heads: [Head; PARTITIONS],
+    kept: u64,
+    kept_when: Instant,
+    /// The partition that comes first in the next window.
+    first: usize,
+}
+
+impl Session {
+    /// Is elected, connects, and finds out what the stream holds.
+    pub(super) async fn open(publishing: &Publishing) -> Result<Self, SessionError> {
+        let database = publishing.database.clone();
+        let mut election = Election::stand(&database, Office::Publisher).await?;
+        if !election.won().await? {
+            return Err(SessionError::NotElected);
+        }
+        let client = async_nats::ConnectOptions::new()
+            .connection_timeout(CONNECT_TIMEOUT)
+            .name("ledger")
+            .connect(&publishing.options.nats_url)
+            .await
+            .map_err(|error| SessionError::Lost(format!("NATS cannot be reached: {error}")))?;
+        let context = jetstream::context::ContextBuilder::new().timeout(ACK_TIMEOUT).build(client);
+        let mut stream = open_stream(&context, &publishing.options).await?;
+        let kept = checkpoint::read(&database).await?;
+        let at = read_stream(&mut stream, kept).await?;
+        let heads = database.heads().await?;
+        let at = agree_with_log(&database, at, &heads).await?;
+        let (kept, kept_when) = (at.sequence, Instant::now());
+        checkpoint::write(&database, &at).await?;
+        Ok(Self { context, database, election, at, heads, kept, kept_when, first: 0 })
+    }
+
+    pub(super) fn published(&self) -> [Position; PARTITIONS] {
+        self.at.published.map(|head| head.position)
+    }
+
+    pub(super) fn heads(&self) -> [Position; PARTITIONS] {
+        self.heads.map(|head| head.position)
+    }
+
+    /// Publishes what is new, up to a window of it. False when there was nothing.
+    pub(super) async fn publish_some(&mut self, database: &Database) -> Result<bool, SessionError> {
+        if !self.election.won().await? {
+            return Err(SessionError::NotElected);
+        }
+        self.heads = database.heads().await?;
+        let events = self.news(database).await?;
+        if events.is_empty() {
+            self.keep(false).await?;
+            return Ok(false);
+        }
+        let sent = self.send(&events).await;
+        // What is acknowledged stays acknowledged, whatever went wrong after it.
+        self.keep(sent.is_err()).await?;
+        sent.map(|()| true)
+    }
+
+    /// The next events of each partition, the partitions taking turns at being first.
+    async fn news(&mut self, database: &Database) -> Result<Vec<Event>, SessionError> {
+        let mut events: Vec<Event> = Vec::new();
+        let order = Partition::all().cycle().skip(self.first).take(PARTITIONS);
+        self.first = (self.first + 1) % PARTITIONS;
+        for partition in order {
+            let published = self.at.published[partition.index()];
+            let room = (WINDOW - events.len()).min(PARTITION_SHARE);
+            if room > 0 && published.position < self.heads[partition.index()].position {
+                events.extend(database.events_after(partition, published.position, room).await?);
+            }
+        }
+        Ok(events)
+    }
+
+    /// Sends messages in a row and advances over those that are acknowledged without a gap.
+    async fn send(&mut self, events: &[Event]) -> Result<(), SessionError> {
+        let mut acknowledgements: FuturesOrdered<Pin<Box<dyn Future<Output = _> + Send>>> = FuturesOrdered::new();
+        let mut failure = None;
+        let mut next = self.at.published;
+        for (event, sequence) in events.iter().zip(self.at.sequence..) {
+            let before = &mut next[event.partition.index()];
+            if event.position != before.position.next() {
+                failure = Some(SessionError::Alert(format!(
+                    "partition {}: position {} follows {} in the log: run replay-tool verify",
+                    event.partition, event.position, before.position
+                )));
+                break;
+            }
+            *before = event.head();
+            let (headers, payload) = message::of(event, sequence);
+            match self.context.publish_with_headers(message::subject(event.event_type), headers, payload).await {
+                Ok(acknowledgement) => acknowledgements.push_back(boxed(acknowledgement)),
+                Err(error) => {
+                    failure = Some(SessionError::Lost(format!("a message could not be sent: {error}")));
+                    break;
+                }
+            }
+        }
+        // Every acknowledgement is waited for, also after a failure: what is still under way must not surprise the next
+        // session.
+        let mut events = events.iter();
+        while let Some(outcome) = acknowledgements.next().await {
+            let event = events.next();
+            match (outcome, event) {
+                (Ok(acknowledged), Some(event))
+                    if failure.is_none()
+                        && !acknowledged.duplicate
+                        && acknowledged.sequence == self.at.sequence + 1 =>
+                {
+                    self.at.sequence = acknowledged.sequence;
+                    self.at.published[event.partition.index()] = event.head();
+                    metrics::counter!("ledger_published_total").increment(1);
+                }
+                (Ok(acknowledged), _) => {
+                    let why =
+                        format!("the stream is at sequence {}, not {}", acknowledged.sequence, self.at.sequence + 1);
+                    failure.get_or_insert(SessionError::Lost(why));
+                }
+                (Err(error), _) => {
+                    let why = match error.kind() {
+                        PublishErrorKind::WrongLastSequence => "the stream holds more than was acknowledged".to_owned(),
+                        _ => format!("a message was not acknowledged: {error}"),
+                    };
+                    failure.get_or_insert(SessionError::Lost(why));
+                }
+            }
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// Keeps the checkpoint, now and then or at once.
+    async fn keep(&mut self, at_once: bool) -> Result<(), SessionError> {
+        let due = self.at.sequence >= self.kept + KEEP_MESSAGES || self.kept_when.elapsed() >= KEEP_EVERY;
+        if self.at.sequence > self.kept && (due || at_once) {
+            checkpoint::write(&self.database, &self.at).await?;
+            (self.kept, self.kept_when) = (self.at.sequence, Instant::now());
+        }
+        Ok(())
+    }
+
+    pub(super) async fn close(mut self) -> Result<(), SessionError> {
+        self.keep(true).await
+    }
+}
+
+fn boxed(
+    acknowledgement: PublishAckFuture,
+) -> Pin<Box<dyn Future<Output = Result<jetstream::publish::PublishAck, jetstream::context::PublishError>> + Send>> {
+    acknowledgement.into_future().boxed()
+}
+
+/// Opens the stream, creates it when it is missing, and adds subjects that it lacks.
+async fn open_stream(context: &Context, options: &PublisherOptions) -> Result<Stream, SessionError> {
+    let config = stream::Config {
+        name: STREAM.to_owned(),
+        description: Some("Every event of the credit ledger, in the order of its partitions".to_owned()),
+        subjects: SUBJECTS.map(str::to_owned).to_vec(),
+        retention: stream::RetentionPolicy::Limits,
+        storage: stream::StorageType::File,
+        duplicate_window: options.duplicate_window,
+        ..stream::Config::default()
+    };
+    let failed = |error: String| SessionError::Lost(format!("the stream {STREAM} cannot be opened: {error}"));
+    let opened = context.get_or_create_stream(config).await.map_err(|error| failed(error.to_string()))?;
+    let mut there = opened.cached_info().config.clone();
+    let lacking: Vec<_> =
+        SUBJECTS.iter().filter(|subject| !there.subjects.iter().any(|known| known == *subject)).collect();
+    if !lacking.is_empty() {
+        there.subjects.extend(lacking.into_iter().map(|subject| (*subject).to_owned()));
+        context.update_stream(&there).await.map_err(|error| failed(error.to_string()))?;
+    }
+    Ok(opened)
+}
+
+/// What the stream holds: the checkpoint, and every message after it.
+async fn read_stream(stream: &mut Stream, mut at: Checkpoint) -> Result<Checkpoint, SessionError> {
+    let lost = |error: String| SessionError::Lost(format!("the stream {STREAM} cannot be read: {error}"));
+    let state = stream.info().await.map_err(|error| lost(error.to_string()))?.state.clone();
+    if state.last_sequence < at.sequence {
+        return Err(SessionError::Alert(format!(
+            "the stream {STREAM} ends at sequence {}, but {} was published: it lost messages or was made anew; restore it, \
+             or delete its row in publisher_checkpoints to publish everything again into an empty stream",
+            state.last_sequence, at.sequence
+        )));
+    }
+    let stream = &*stream;
+    let mut messages = futures::stream::iter(at.sequence + 1..=state.last_sequence)
+        .map(|sequence| async move { stream.get_raw_message(sequence).await })
+        .buffered(READ_WINDOW);
+    while let Some(message) = messages.next().await {
+        let message = message.map_err(|error| lost(error.to_string()))?;
+        if let Some((partition, head)) = message::place(&message.headers) {
+            let known = at.published[partition.index()];
+            if head.epoch == known.epoch && head.position != known.position.next() {
+                return Err(SessionError::Alert(format!(
+                    "the stream {STREAM} holds position {} of partition {partition} after {} at sequence {}",
+                    head.position, known.position, message.sequence
+                )));
+            }
+            at.published[partition.index()] = head;
+        }
+        at.sequence = message.sequence;
+    }
+    Ok(at)
+}
+
+/// Compares what was published with the log, and finds where to go on after a restore.
+async fn agree_with_log(
+    database: &Database,
+    mut at: Checkpoint,
+    heads: &[Head; PARTITIONS],
+) -> Result<Checkpoint, SessionError> {
+    let places: Vec<_> = Partition::all()
+        .zip(&at.published)
+        .filter(|(_, head)| head.position > Position::ZERO)
+        .map(|(partition, head)| (partition, head.position))
+        .collect();
+    let events = database.events_at(&places).await?;
+    for partition in Partition::all() {
+        let (published, head) = (at.published[partition.index()], heads[partition.index()]);
+        let stored = events.iter().find(|event| event.partition == partition);
+        if published.position == Position::ZERO || stored.is_some_and(|event| event.hash == published.hash) {
+            continue;
+        }
+        if head.epoch <= published.epoch {
+            return Err(SessionError::Alert(format!(
+                "partition {partition}: position {} was published with another hash, or is not in the log (which ends at \
+                 {}): the database was rewound behind the stream",
+                published.position, head.position
+            )));
+        }
+        // A restore began a new epoch: go on from the last event that was there before it.
+        at.published[partition.index()] = last_of_epoch(database, partition, published, head).await?;
+    }
+    Ok(at)
+}
+
+/// The newest event of a partition that is not younger than `published`'s epoch. Epochs never fall along the log.
+async fn last_of_epoch(
+    database: &Database,
+    partition: Partition,
+    published: Head,
+    head: Head,
+) -> Result<Head, SessionError> {
+    let (mut low, mut high) = (0, published.position.0.min(head.position.0));
+    let mut found = Head { epoch: Epoch::FIRST, ..Head::EMPTY };
+    while low < high {
+        let middle = low + (high - low).div_ceil(2);
+        match database.event_at(partition, Position(middle)).await? {
+            Some(event) if event.epoch <= published.epoch => {
+                low = middle;
+                found = event.head();
+            }
+            _ => high = middle - 1,
+        }
+    }
+    Ok(found)
+}
