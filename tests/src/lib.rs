@@ -1,12 +1,16 @@
 //! The harness: private PostgreSQL and NATS servers, and the project's own programs, started for a test and gone after it.
 
 pub mod children;
+pub mod load;
 pub mod nats;
 pub mod postgres;
 pub mod service;
 pub mod store;
 
+pub use load::Load;
+pub use nats::Nats;
 pub use postgres::Postgres;
+pub use service::{Answer, Service, replay_tool, verify_consistent};
 
 /// Shows what the parts log, to whoever runs a test with `RUST_LOG` set.
 pub fn show_log() {
