@@ -1,0 +1,100 @@
+//! `POST /v1/batches`.
+
+use serde_json::{Value, json};
+use tests::{Service, on_both_databases, store::NewDatabase, verify_consistent};
+
+on_both_databases!(
+    a_batch_whose_37th_command_is_refused_changes_nothing,
+    a_batch_of_10_000_commands_is_done_whole,
+    a_batch_that_is_not_atomic_answers_each_command_on_its_own,
+    a_command_that_cannot_be_read_is_named_by_its_index,
+);
+
+fn command(kind: &str, user: &str, amount: u64, id: &str) -> Value {
+    json!({ "type": kind, "user_id": user, "credit_type": "points", "amount": amount,
+        "business_code": format!("batch.{kind}"), "business_id": id })
+}
+
+async fn a_batch_whose_37th_command_is_refused_changes_nothing(database: NewDatabase) {
+    let service = Service::start(&database.url, &[]);
+    let seeds: Vec<_> = (0..50).map(|user| command("credit", &format!("user-{user}"), 10, "seed")).collect();
+    service.post("/v1/batches", &json!({ "commands": seeds })).await.expect(201);
+    let debits = |poor: u64| -> Vec<_> {
+        (0..50)
+            .map(|user| command("debit", &format!("user-{user}"), if user == 36 { poor } else { 5 }, "spend"))
+            .collect()
+    };
+    let refused = service.post("/v1/batches", &json!({ "commands": debits(11) })).await.expect(422);
+    assert_eq!((&refused["code"], &refused["index"]), (&json!("batch_rejected"), &json!(36)));
+    assert_eq!(
+        (&refused["problem"]["code"], &refused["problem"]["required"], &refused["problem"]["available"]),
+        (&json!("insufficient_balance"), &json!(11), &json!(10))
+    );
+    for user in 0..50 {
+        assert_eq!(service.holdings(&format!("user-{user}")).await, (10, 0, 10));
+    }
+    let done = service.post("/v1/batches", &json!({ "commands": debits(10) })).await.expect(201);
+    assert_eq!(done["results"].as_array().map(Vec::len), Some(50));
+    let again = service.post("/v1/batches", &json!({ "commands": debits(10) })).await.expect(200);
+    assert!(again["results"].as_array().expect("a list").iter().all(|result| result["replayed"] == true));
+    verify_consistent(&database.url);
+}
+
+async fn a_batch_of_10_000_commands_is_done_whole(database: NewDatabase) {
+    let service = Service::start(&database.url, &[]);
+    let commands: Vec<_> =
+        (0..10_000).map(|n| command("credit", &format!("user-{}", n % 500), 1, &n.to_string())).collect();
+    let done = service.post("/v1/batches", &json!({ "atomic": true, "commands": commands })).await.expect(201);
+    assert_eq!(done["results"].as_array().map(Vec::len), Some(10_000));
+    assert_eq!(service.holdings("user-7").await, (20, 0, 20));
+    let verified = verify_consistent(&database.url);
+    assert_eq!((&verified["events"], &verified["accounts"]), (&json!(10_000), &json!(500)));
+    let mut more = commands;
+    more.push(command("credit", "user-0", 1, "one-too-many"));
+    let refused = service.post("/v1/batches", &json!({ "commands": more })).await.expect(400);
+    assert_eq!(refused["field"], "commands");
+}
+
+async fn a_batch_that_is_not_atomic_answers_each_command_on_its_own(database: NewDatabase) {
+    let service = Service::start(&database.url, &[]);
+    let commands = json!([
+        command("credit", "ann", 10, "1"),
+        command("debit", "ann", 11, "2"),
+        command("debit", "ann", 10, "3"),
+        { "type": "debit", "user_id": "ann" },
+        command("credit", "ann", 10, "1"),
+    ]);
+    let answer = service.post("/v1/batches", &json!({ "atomic": false, "commands": commands })).await.expect(200);
+    let results = answer["results"].as_array().expect("a list");
+    assert_eq!(results[0]["type"], "credited");
+    assert_eq!(results[1]["code"], "insufficient_balance");
+    assert_eq!(results[2]["balance"], 0);
+    assert_eq!(
+        (&results[3]["code"], &results[3]["field"]),
+        (&json!("invalid_request"), &json!("commands[3].credit_type"))
+    );
+    assert_eq!(results[4]["replayed"], true);
+    verify_consistent(&database.url);
+}
+
+async fn a_command_that_cannot_be_read_is_named_by_its_index(database: NewDatabase) {
+    let service = Service::start(&database.url, &[]);
+    let mut wrong = command("credit", "ann", 10, "2");
+    wrong["amount"] = json!("10");
+    let refused = service
+        .post("/v1/batches", &json!({ "commands": [command("credit", "ann", 10, "1"), wrong] }))
+        .await
+        .expect(400);
+    assert_eq!((&refused["code"], &refused["field"]), (&json!("invalid_request"), &json!("commands[1].amount")));
+    service.get("/v1/accounts/ann/points").await.expect(404);
+    for (body, field) in [
+        (json!({}), "commands"),
+        (json!({ "commands": [] }), "commands"),
+        (json!({ "commands": {} }), "commands"),
+        (json!({ "atomic": 1, "commands": [] }), "atomic"),
+        (json!({ "commands": [{ "type": "steal" }] }), "commands[0].type"),
+        (json!({ "commands": [7] }), "commands[0].body"),
+    ] {
+        assert_eq!(service.post("/v1/batches", &body).await.expect(400)["field"], field, "{body}");
+    }
+}
