@@ -18,13 +18,13 @@ pub(crate) struct Problem {
     status: StatusCode,
     code: &'static str,
     detail: String,
-    members: Map<String, Value>,
-    allow: Option<HeaderValue>,
+    members: Box<Map<String, Value>>,
+    allow: Option<Box<HeaderValue>>,
 }
 
 impl Problem {
     fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, detail: detail.into(), members: Map::new(), allow: None }
+        Self { status, code, detail: detail.into(), members: Box::default(), allow: None }
     }
 
     fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
@@ -66,7 +66,7 @@ impl Problem {
 
     /// Names the methods that the path takes.
     pub(crate) fn allowing(mut self, allow: HeaderValue) -> Self {
-        self.allow = Some(allow);
+        self.allow = Some(Box::new(allow));
         self
     }
 
@@ -195,7 +195,7 @@ impl Problem {
             "retryable": self.retryable(),
         });
         if let Value::Object(object) = &mut document {
-            object.extend(self.members.clone());
+            object.extend((*self.members).clone());
         }
         document
     }
@@ -210,7 +210,7 @@ impl Problem {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
         }
         if let Some(allow) = &self.allow {
-            headers.insert(header::ALLOW, allow.clone());
+            headers.insert(header::ALLOW, (**allow).clone());
         }
         response
     }

@@ -10,6 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use futures::FutureExt;
+use http_body_util::BodyExt;
 use ledger_core::Account;
 use percent_encoding::percent_decode_str;
 use uuid::Uuid;
@@ -194,33 +195,58 @@ pub(crate) async fn json_body(
     const ARRIVAL: Duration = Duration::from_secs(20);
     let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = media_type.split(';').next().unwrap_or_default().trim();
-    if !essence.eq_ignore_ascii_case("application/json") {
-        return Err(Problem::unsupported_media_type());
-    }
     let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    if announced.is_some_and(|bytes| bytes > bytes_max) {
-        return Err(Problem::body_too_large(bytes_max));
-    }
+    let refusal = if !essence.eq_ignore_ascii_case("application/json") {
+        Some(Problem::unsupported_media_type())
+    } else if announced.is_some_and(|bytes| bytes > bytes_max) {
+        Some(Problem::body_too_large(bytes_max))
+    } else {
+        None
+    };
     // Counted until the command is parsed; past that the writer's own queue has its bound.
     let share = u32::try_from(announced.unwrap_or(bytes_max)).unwrap_or(u32::MAX);
-    let Ok(_share) = service.body_bytes.clone().try_acquire_many_owned(share) else {
-        return Err(Problem::overloaded());
+    let share = match refusal {
+        Some(_) => None,
+        None => Some(service.body_bytes.clone().try_acquire_many_owned(share).map_err(|_| Problem::overloaded())?),
     };
-    let arrived = tokio::time::timeout(ARRIVAL, axum::body::to_bytes(body, bytes_max)).await;
-    let bytes = match arrived {
-        Ok(Ok(bytes)) => bytes,
-        Ok(Err(error)) => {
-            let too_large =
-                std::error::Error::source(&error).is_some_and(|source| source.is::<http_body_util::LengthLimitError>());
-            return Err(if too_large {
-                Problem::body_too_large(bytes_max)
-            } else {
-                Problem::invalid("body", "did not arrive whole")
-            });
+    let keep_max = if refusal.is_some() { 0 } else { bytes_max };
+    let arrived = tokio::time::timeout(ARRIVAL, receive(body, keep_max)).await;
+    let outcome = match (refusal, arrived) {
+        (Some(problem), _) => Err(problem),
+        (None, Ok(Ok(bytes))) => String::from_utf8(bytes).map_err(|_| Problem::invalid("body", "must be UTF-8")),
+        (None, Ok(Err(Unreceived::TooLarge))) => Err(Problem::body_too_large(bytes_max)),
+        (None, Ok(Err(Unreceived::Broken))) => Err(Problem::invalid("body", "did not arrive whole")),
+        (None, Err(_)) => Err(Problem::invalid("body", "did not arrive in time")),
+    };
+    drop(share);
+    outcome
+}
+
+/// Why a body is not there.
+enum Unreceived {
+    TooLarge,
+    Broken,
+}
+
+/// Receives a body of at most `bytes_max`. What is sent past that is read and thrown away, within a bound: a client that
+/// is cut off while it still writes sees a broken connection instead of the answer.
+async fn receive(mut body: Body, bytes_max: usize) -> Result<Vec<u8>, Unreceived> {
+    const THROWN_AWAY_MAX: usize = 128 * 1024 * 1024;
+    let mut bytes = Vec::new();
+    let mut received = 0;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|_| Unreceived::Broken)?;
+        let Some(data) = frame.data_ref() else { continue };
+        received += data.len();
+        if received <= bytes_max {
+            bytes.extend_from_slice(data);
+        } else if received > THROWN_AWAY_MAX {
+            break;
+        } else {
+            bytes = Vec::new();
         }
-        Err(_) => return Err(Problem::invalid("body", "did not arrive in time")),
-    };
-    String::from_utf8(bytes.into()).map_err(|_| Problem::invalid("body", "must be UTF-8"))
+    }
+    if received > bytes_max { Err(Unreceived::TooLarge) } else { Ok(bytes) }
 }
 
 /// The version that `If-Match` insists on: `"7"`, as an account's `ETag` says it.
