@@ -17,7 +17,7 @@ mod service;
 mod settings;
 mod transactions;
 
-use std::{process::ExitCode, sync::Arc};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Parser;
 use ledger_store::{Database, Ledger, LedgerOptions, error::chain};
@@ -79,10 +79,13 @@ async fn run(settings: Settings) -> Result<(), String> {
     let ledger = Ledger::start(database.clone(), options).await.map_err(|error| chain(&error))?;
     let runner = Runner::start(database.clone(), Some(ledger.commits()));
     println!("read models   kept by this process");
-    let publisher = settings
-        .nats_url
-        .clone()
-        .map(|nats_url| Publisher::start(database.clone(), PublisherOptions::new(nats_url), Some(ledger.commits())));
+    let publisher = settings.nats_url.clone().map(|nats_url| {
+        let options = PublisherOptions {
+            duplicate_window: Duration::from_millis(settings.nats_duplicate_window_ms),
+            ..PublisherOptions::new(nats_url)
+        };
+        Publisher::start(database.clone(), options, Some(ledger.commits()))
+    });
     println!(
         "NATS          {}",
         if publisher.is_some() { "on" } else { "off (--nats-url nats://HOST:4222 turns it on)" }

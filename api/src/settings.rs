@@ -17,6 +17,9 @@ pub(crate) struct Settings {
     /// Publish every event to this NATS server, such as `nats://127.0.0.1:4222`.
     #[arg(long, env, hide_env_values = true)]
     pub(crate) nats_url: Option<String>,
+    /// How long the NATS server remembers message ids, in milliseconds: only the second guard against publishing twice.
+    #[arg(long, env, default_value_t = 120_000, value_parser = clap::value_parser!(u64).range(100..=3_600_000))]
+    pub(crate) nats_duplicate_window_ms: u64,
     /// How long one request may take, in seconds.
     #[arg(long, env, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=600))]
     pub(crate) request_timeout_seconds: u64,

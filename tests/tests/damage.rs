@@ -59,6 +59,9 @@ async fn ledger(database: &NewDatabase) -> (u64, Value) {
     (credited["partition"].as_u64().expect("a number"), verified["digest"].clone())
 }
 
+/// What was done, by which statements, how it is undone, and the kind and position of the finding.
+type Case = (&'static str, Vec<String>, Vec<String>, &'static str, u64);
+
 async fn verify_names_each_damage_that_is_done_by_hand(database: NewDatabase) {
     let (partition, digest) = ledger(&database).await;
     let columns: &str = "previous_position, epoch, version, amount, released, remaining, balance, frozen, available, \
@@ -67,7 +70,7 @@ async fn verify_names_each_damage_that_is_done_by_hand(database: NewDatabase) {
         description, metadata, hash";
     let place = |position: u64| format!("partition = {partition} and position = {position}");
     let update = |set: &str, position: u64| format!("update events set {set} where {}", place(position));
-    let cases: Vec<(&str, Vec<String>, Vec<String>, &str, u64)> = vec![
+    let cases: Vec<Case> = vec![
         (
             "an amount edited",
             vec![update("amount = amount + 1", 3)],

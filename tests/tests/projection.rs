@@ -1,0 +1,90 @@
+//! A projector never skips an event, however late it commits.
+
+use std::time::Duration;
+
+use ledger_core::{Account, Partition};
+use ledger_store::{Database, Ledger, LedgerOptions};
+use projector::{balances, runner::Runner};
+use sqlx::{Connection, Executor, PgConnection};
+use tests::store::{credit, postgres};
+
+/// A user whose account is in `partition`.
+fn user_in(partition: Partition) -> String {
+    (0_u32..)
+        .map(|number| format!("user-{number}"))
+        .find(|user| Account::new(user, "points").expect("valid").partition() == partition)
+        .expect("some user is in each partition")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_is_held_open_while_others_commit_is_not_skipped() {
+    let database = postgres();
+    let opened = Database::open(&database.url).await.expect("opens");
+    let ledger = Ledger::start(opened.clone(), LedgerOptions::default()).await.expect("starts");
+    let runner = Runner::start(opened.clone(), Some(ledger.commits()));
+    let [held, other] = [1, 2].map(|number| Partition::new(number).expect("there is one"));
+    ledger.execute(credit(&user_in(held), 1, "before")).await.expect("credited");
+
+    // Another writer's append, held open: the head is locked and moved, the event written, nothing committed.
+    let mut slow = PgConnection::connect(&database.url).await.expect("connects");
+    slow.execute("begin").await.expect("begun");
+    slow.execute("select 1 from partition_heads where partition = 1 for update").await.expect("locked");
+
+    // Others commit meanwhile, in another partition, and the projector follows them.
+    let fast = Ledger::start(opened.clone(), LedgerOptions::default()).await.expect("starts");
+    for number in 0..20 {
+        fast.execute(credit(&user_in(other), 1, &number.to_string())).await.expect("credited");
+    }
+    let waiting = tokio::spawn({
+        let ledger = ledger.clone();
+        let user = user_in(held);
+        async move { ledger.execute(credit(&user, 1, "late")).await }
+    });
+    let mut progress = runner.progress();
+    let reached = progress.wait_for(|progress| progress.positions[2].0 == 20 && progress.positions[1].0 == 1);
+    tokio::time::timeout(Duration::from_secs(30), reached).await.expect("the projector follows").expect("it runs");
+    assert!(!waiting.is_finished(), "the late command waits for the lock");
+
+    // The late one commits after all the others, at the place that was its own all the time.
+    slow.execute("rollback").await.expect("let go");
+    let late = waiting.await.expect("no panic").expect("credited").event;
+    assert_eq!((late.partition, late.position.0), (held, 2));
+    let reached = progress.wait_for(|progress| progress.positions[1].0 == 2);
+    tokio::time::timeout(Duration::from_secs(30), reached).await.expect("it is applied").expect("it runs");
+    let row = balances::find(&opened, &late.account).await.expect("read").expect("there");
+    assert_eq!((row.state.balance, row.state.version), (2, 2));
+    runner.stop().await;
+    fast.stop().await;
+    ledger.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_projectors_at_once_apply_each_event_once() {
+    for database in [tests::store::sqlite(), postgres()] {
+        let opened = Database::open(&database.url).await.expect("opens");
+        let ledger = Ledger::start(opened.clone(), LedgerOptions::default()).await.expect("starts");
+        let runners = [
+            Runner::start(opened.clone(), Some(ledger.commits())),
+            Runner::start(Database::open(&database.url).await.expect("opens"), None),
+        ];
+        for number in 0..300_u64 {
+            ledger.execute(credit(&format!("user-{}", number % 7), 1, &number.to_string())).await.expect("credited");
+        }
+        let committed = ledger.committed();
+        for runner in &runners {
+            let mut progress = runner.progress();
+            let reached = progress.wait_for(|progress| progress.positions == committed);
+            tokio::time::timeout(Duration::from_secs(30), reached).await.expect("in time").expect("it runs");
+        }
+        let mut sum = 0;
+        for user in 0..7 {
+            let account = Account::new(&format!("user-{user}"), "points").expect("valid");
+            sum += balances::find(&opened, &account).await.expect("read").expect("there").state.balance;
+        }
+        assert_eq!(sum, 300);
+        for runner in runners {
+            runner.stop().await;
+        }
+        ledger.stop().await;
+    }
+}
