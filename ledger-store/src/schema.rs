@@ -19,6 +19,14 @@ pub(crate) fn migrator(migrations: &[(i64, &'static str, &'static str)]) -> Migr
     )
 }
 
+/// Whether there is nothing to migrate.
+pub(crate) fn is_current(
+    version: Result<Option<i64>, sqlx::Error>,
+    migrations: &[(i64, &'static str, &'static str)],
+) -> bool {
+    version.is_ok_and(|version| version == migrations.last().map(|(version, ..)| *version))
+}
+
 /// Refuses a database without a ledger, or with one that another version of this program made.
 pub(crate) fn check(
     version: Result<Option<i64>, sqlx::Error>,

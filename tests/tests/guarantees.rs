@@ -70,6 +70,30 @@ async fn a_database_that_would_lose_commands_is_refused() {
 }
 
 #[tokio::test]
+async fn a_role_that_may_only_insert_events_is_enough_to_serve() {
+    let cluster = Postgres::shared();
+    let url = cluster.database();
+    let name = url.rsplit('/').next().expect("a name").to_owned();
+    Database::open(&url).await.expect("the owner migrates").close().await;
+    cluster.psql("postgres", "create role ledger_service login");
+    let grants = include_str!("../../migrations/postgres/service-role.sql").replace(":service", "ledger_service");
+    cluster.psql(&name, &grants);
+    let service_url = url.replace("postgres@", "ledger_service@");
+    let service = Service::start(&service_url, &[]);
+    service.credit("ann", 5, "seed").await;
+    service.get("/v1/accounts/ann/points?min_version=1").await.expect(200);
+    tests::verify_consistent(&service_url);
+    let mut connection = sqlx::PgConnection::connect(&service_url).await.expect("connects");
+    for statement in ["update events set amount = 6", "delete from events", "truncate events", "drop table events"] {
+        let refused = connection.execute(statement).await.expect_err(statement).to_string();
+        assert!(refused.contains("permission denied") || refused.contains("must be owner"), "{statement}: {refused}");
+    }
+    drop(service);
+    cluster.psql("postgres", &format!("drop database {name} with (force)"));
+    cluster.psql("postgres", "drop role ledger_service");
+}
+
+#[tokio::test]
 async fn events_are_neither_updated_nor_deleted_nor_replaced() {
     let database = sqlite();
     let service = Service::start(&database.url, &[]);

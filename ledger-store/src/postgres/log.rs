@@ -1,6 +1,6 @@
 //! The log on PostgreSQL: append, heads, events.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use ledger_core::{Epoch, Event, Head, PARTITIONS, Partition, Position, Timestamp};
@@ -16,6 +16,10 @@ use crate::{
     row::{self, COLUMNS, JOINED_COLUMNS, stored},
 };
 
+/// How long a commit may take before it counts as failed and its end as unknown: a server that does not answer at all must
+/// not hold the writer for ever.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(15);
+
 const HEADS: &str = "select partition, epoch, position, hash from partition_heads order by partition";
 
 /// A transaction in which the heads are locked, for a writer that lost a race. Dropping it closes the connection, and
@@ -29,6 +33,10 @@ pub(crate) struct LockedHeads {
 impl Postgres {
     /// Commits a batch in one statement, which is one round trip and one transaction.
     pub(crate) async fn append(&self, append: &Append) -> Result<Appended, StoreError> {
+        within(COMMIT_TIMEOUT, self.append_now(append)).await
+    }
+
+    async fn append_now(&self, append: &Append) -> Result<Appended, StoreError> {
         let mut slot = self.writer.clone().lock_owned().await;
         let mut connection = self.take_writer(&mut slot).await?;
         let done = if append.advances.is_empty() {
@@ -46,6 +54,10 @@ impl Postgres {
 
     /// Begins a transaction and locks the heads, so that the next append cannot lose a race.
     pub(crate) async fn lock_heads(&self) -> Result<(LockedHeads, [Head; PARTITIONS]), StoreError> {
+        within(COMMIT_TIMEOUT, self.lock_heads_now()).await
+    }
+
+    async fn lock_heads_now(&self) -> Result<(LockedHeads, [Head; PARTITIONS]), StoreError> {
         let mut slot = self.writer.clone().lock_owned().await;
         let mut connection = self.take_writer(&mut slot).await?;
         sqlx::query("begin").execute(&mut connection).await?;
@@ -171,7 +183,11 @@ impl Postgres {
 
 impl LockedHeads {
     /// Writes the batch and commits; the heads were locked, so only a writer that decided on other heads can lose.
-    pub(crate) async fn append(mut self, append: &Append) -> Result<Appended, StoreError> {
+    pub(crate) async fn append(self, append: &Append) -> Result<Appended, StoreError> {
+        within(COMMIT_TIMEOUT, self.append_now(append)).await
+    }
+
+    async fn append_now(mut self, append: &Append) -> Result<Appended, StoreError> {
         let done =
             if append.advances.is_empty() { Appended::Done } else { write(&mut self.connection, append).await? };
         let end = if done == Appended::Done { "commit" } else { "rollback" };
@@ -188,6 +204,13 @@ impl LockedHeads {
             let _ = self.connection.close_hard().await;
         }
     }
+}
+
+/// Gives up after a while. The connection is dropped with the future, so nothing half read is used again.
+async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
+    tokio::time::timeout(limit, work)
+        .await
+        .unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()).into()))
 }
 
 /// The events' columns as arrays, for `unnest`.

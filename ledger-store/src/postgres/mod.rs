@@ -55,18 +55,12 @@ impl Postgres {
             .options(SESSION)
             .disable_statement_logging();
         let mut connection = PgConnection::connect_with(&options).await?;
-        if create {
-            // Two processes that start at once must not both migrate: sqlx takes an advisory lock for it.
+        let place = describe(&options);
+        // A schema that is up to date is left alone: the service's role need not be the one that migrates.
+        if create && !schema::is_current(version(&mut connection).await, &MIGRATIONS) {
             schema::migrator(&MIGRATIONS).run(&mut connection).await?;
         }
-        let place = describe(&options);
-        schema::check(
-            sqlx::query_scalar("select max(version) from _sqlx_migrations where success")
-                .fetch_one(&mut connection)
-                .await,
-            &MIGRATIONS,
-            &place,
-        )?;
+        schema::check(version(&mut connection).await, &MIGRATIONS, &place)?;
         refuse_to_lose(&mut connection, &place).await?;
         connection.close().await?;
         let pool = PgPoolOptions::new()
@@ -102,6 +96,10 @@ impl Postgres {
 
 fn describe(options: &PgConnectOptions) -> String {
     format!("postgres://{}:{}/{}", options.get_host(), options.get_port(), options.get_database().unwrap_or_default())
+}
+
+async fn version(connection: &mut PgConnection) -> Result<Option<i64>, sqlx::Error> {
+    sqlx::query_scalar("select max(version) from _sqlx_migrations where success").fetch_one(connection).await
 }
 
 /// A commit must be on the disk when it is answered.

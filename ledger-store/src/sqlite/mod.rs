@@ -70,14 +70,11 @@ impl Sqlite {
             .statement_cache_capacity(200)
             .disable_statement_logging();
         let mut durable = connect(&options.clone().synchronous(SqliteSynchronous::Full), &file).await?;
-        if create {
+        // A schema that is up to date is left alone: the service's role need not be the one that migrates.
+        if create && !schema::is_current(version(&mut durable).await, &MIGRATIONS) {
             schema::migrator(&MIGRATIONS).run(&mut durable).await?;
         }
-        schema::check(
-            sqlx::query_scalar("select max(version) from _sqlx_migrations where success").fetch_one(&mut durable).await,
-            &MIGRATIONS,
-            &file,
-        )?;
+        schema::check(version(&mut durable).await, &MIGRATIONS, &file)?;
         refuse_to_lose(&mut durable, &file).await?;
         let relaxed = connect(&options.clone().synchronous(SqliteSynchronous::Normal), &file).await?;
         let readers = SqlitePoolOptions::new()
@@ -130,6 +127,10 @@ async fn connect(options: &SqliteConnectOptions, file: &str) -> Result<SqliteCon
         )),
         other => StoreError::Database(other),
     })
+}
+
+async fn version(connection: &mut SqliteConnection) -> Result<Option<i64>, sqlx::Error> {
+    sqlx::query_scalar("select max(version) from _sqlx_migrations where success").fetch_one(connection).await
 }
 
 /// The pragmas were asked for; what the file system made of them is what counts.
