@@ -1,11 +1,18 @@
 //! What the routes share.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use ledger_core::{PARTITIONS, Position};
-use ledger_store::{Database, Ledger};
+use ledger_core::Partition;
+use ledger_store::{Database, Ledger, StoreError};
 use metrics_exporter_prometheus::PrometheusHandle;
-use projector::{publisher::PublisherStatus, runner};
+use projector::{
+    checkpoint::{self, ReadModel},
+    publisher::PublisherStatus,
+    runner,
+};
 use tokio::sync::{Semaphore, watch};
 
 /// The parts of the running service. Cloning is cheap.
@@ -27,13 +34,23 @@ pub(crate) struct Service {
 impl Service {
     /// Waits until the read models hold what this process had committed when this was called, but not for long: read
     /// models may lag, and what they hold is answered then.
-    pub(crate) async fn catch_own_writes(&self, partition: ledger_core::Partition) {
-        const PATIENCE: Duration = Duration::from_millis(250);
-        let committed: [Position; PARTITIONS] = self.ledger.committed();
-        let wanted = committed[partition.index()];
+    pub(crate) async fn catch_own_writes(&self, partition: Partition) -> Result<(), StoreError> {
+        const PATIENCE: Duration = Duration::from_millis(500);
+        /// Another process may run the projector: then its checkpoint tells, not this process's progress.
+        const LOOK_AGAIN: Duration = Duration::from_millis(20);
+        let wanted = self.ledger.committed()[partition.index()];
+        let began = Instant::now();
         let mut progress = self.progress.clone();
-        let reached = progress.wait_for(|progress| progress.positions[partition.index()] >= wanted);
-        // Whether it was reached or not, the read model is read.
-        let _ = tokio::time::timeout(PATIENCE, reached).await;
+        loop {
+            if progress.borrow_and_update().positions[partition.index()] >= wanted {
+                return Ok(());
+            }
+            // Told or not, the checkpoint is looked at.
+            let _ = tokio::time::timeout(LOOK_AGAIN, progress.changed()).await;
+            let checkpoint = checkpoint::read(&self.database, ReadModel::Freezes).await?;
+            if checkpoint[partition.index()].position >= wanted || began.elapsed() >= PATIENCE {
+                return Ok(());
+            }
+        }
     }
 }

@@ -6,13 +6,19 @@
 
 use std::{
     collections::HashMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use chrono::Utc;
 use ledger_core::{Event, Head, PARTITIONS, Partition, Position, Timestamp, rejection::Contradiction};
 use ledger_store::{Database, StoreError, error::chain};
-use tokio::{sync::watch, task::JoinHandle, time::timeout};
+use sqlx::postgres::PgListener;
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinHandle,
+    time::timeout,
+};
 
 use crate::{
     checkpoint::{self, ReadModel},
@@ -34,6 +40,11 @@ const PAUSE: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// How often a runner that is not elected looks whether it is its turn now.
 const ELECTION: Duration = Duration::from_secs(1);
+/// The channel on which a process that is not elected tells of its commits.
+const COMMITTED: &str = "ledger_committed";
+/// Commits within this time are told of together.
+const COALESCE: Duration = Duration::from_millis(20);
+
 /// How far the read models are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Progress {
@@ -75,7 +86,7 @@ impl Runner {
         };
         let (publish, progress) = watch::channel(nothing);
         let (stop, stopped) = watch::channel(false);
-        let rounds = Rounds { database, wake, stop: stopped, publish, halted: HashMap::new() };
+        let rounds = Rounds { database, wake, stop: stopped, publish, halted: HashMap::new(), heard: Arc::default() };
         Self { progress, stop, task: tokio::spawn(rounds.run()) }
     }
 
@@ -93,12 +104,23 @@ impl Runner {
     }
 }
 
+/// A task that ends with its owner.
+struct AbortOnDrop(JoinHandle<Result<(), sqlx::Error>>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 struct Rounds {
     database: Database,
     wake: Option<watch::Receiver<u64>>,
     stop: watch::Receiver<bool>,
     publish: watch::Sender<Progress>,
     halted: HashMap<Partition, Instant>,
+    /// Another process committed.
+    heard: Arc<Notify>,
 }
 
 impl Rounds {
@@ -109,7 +131,7 @@ impl Rounds {
                 Ok(()) => pause = PAUSE,
                 Err(error) => {
                     tracing::warn!(error = %chain(&error), "the read models cannot be brought up to date; trying again");
-                    self.wait(pause).await;
+                    let _ = self.wait(pause).await;
                     pause = (pause * 2).min(PAUSE_MAX);
                 }
             }
@@ -119,21 +141,52 @@ impl Rounds {
     /// Waits to be elected, then runs rounds until something fails or it is told to stop.
     async fn serve(&mut self) -> Result<(), StoreError> {
         let mut election = Election::stand(&self.database, Office::Runner).await?;
+        let _ears = self.listen();
         while !*self.stop.borrow() {
             if !election.won().await? {
                 self.look().await?;
-                self.wait(ELECTION).await;
+                if self.wait(ELECTION).await {
+                    self.tell_elected().await?;
+                }
                 continue;
             }
             if !self.round().await? {
-                self.wait(POLL).await;
+                let _ = self.wait(POLL).await;
             }
         }
         Ok(())
     }
 
-    /// Waits for news, for the end, or for `longest`.
-    async fn wait(&mut self, longest: Duration) {
+    /// Hears of the commits of other processes. Without it polling finds them.
+    fn listen(&self) -> Option<AbortOnDrop> {
+        let Database::Postgres(database) = &self.database else { return None };
+        let (pool, heard) = (database.pool().clone(), self.heard.clone());
+        let ears = tokio::spawn(async move {
+            let mut listener = PgListener::connect_with(&pool).await?;
+            listener.listen(COMMITTED).await?;
+            loop {
+                listener.recv().await?;
+                heard.notify_one();
+            }
+            #[expect(unreachable_code, reason = "it gives the task's type")]
+            Ok::<(), sqlx::Error>(())
+        });
+        Some(AbortOnDrop(ears))
+    }
+
+    /// Tells the elected runner, in another process, that this one committed: once for many commits, and never in their
+    /// transactions, because a notification takes a lock of the whole instance when it commits.
+    async fn tell_elected(&self) -> Result<(), StoreError> {
+        if let Database::Postgres(database) = &self.database {
+            sqlx::query("select pg_notify($1, '')").bind(COMMITTED).execute(database.pool()).await?;
+            tokio::time::sleep(COALESCE).await;
+        }
+        Ok(())
+    }
+
+    /// Waits for news, for the end, or for `longest`. True when there was news of this process.
+    async fn wait(&mut self, longest: Duration) -> bool {
+        let heard = self.heard.clone();
         let news = async {
             if let Some(wake) = &mut self.wake {
                 if wake.changed().await.is_ok() {
@@ -147,8 +200,9 @@ impl Rounds {
         let mut stop = self.stop.clone();
         tokio::select! {
             // Whether it ran out or was woken: the next round looks.
-            _ = timeout(longest, news) => {}
-            _ = stop.wait_for(|stop| *stop) => {}
+            woken = timeout(longest, news) => woken.is_ok(),
+            () = heard.notified() => false,
+            _ = stop.wait_for(|stop| *stop) => false,
         }
     }
 

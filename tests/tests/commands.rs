@@ -6,6 +6,7 @@ use tests::{Service, on_both_databases, store::NewDatabase, verify_consistent};
 on_both_databases!(
     an_order_is_cancelled_and_another_is_confirmed_and_refunded,
     a_command_that_is_sent_64_times_at_once_is_done_once,
+    a_freeze_is_read_at_once_through_the_process_that_made_it,
     a_key_that_was_used_for_other_content_is_a_conflict,
     a_repeat_is_answered_though_the_account_could_not_afford_it_any_more,
     of_a_capture_and_a_release_of_one_freeze_exactly_one_wins,
@@ -141,6 +142,22 @@ async fn a_command_that_is_sent_64_times_at_once_is_done_once(database: NewDatab
     assert!(answers.iter().all(|answer| answer.body["transaction_id"] == answers[0].body["transaction_id"]));
     assert_eq!(one.holdings("ann").await, (93, 0, 93));
     verify_consistent(&database.url);
+}
+
+async fn a_freeze_is_read_at_once_through_the_process_that_made_it(database: NewDatabase) {
+    let services = [Service::start(&database.url, &[]), Service::start(&database.url, &[])];
+    for round in 0..20 {
+        // Only one of the two keeps the read models.
+        let service = &services[round % 2];
+        let user = format!("user-{round}");
+        service.credit(&user, 10, "seed").await;
+        let frozen = service.post("/v1/freezes", &of(&user, 4, "order.create", "1")).await.expect(201);
+        let id = frozen["transaction_id"].as_str().expect("an id");
+        assert_eq!(service.get(&format!("/v1/freezes/{id}")).await.expect(200)["remaining"], 4);
+        let open = service.get(&format!("/v1/accounts/{user}/points/freezes?status=open")).await.expect(200);
+        assert_eq!(open["items"][0]["freeze_id"], *id);
+        assert_eq!(service.get(&format!("/v1/accounts/{user}/points")).await.expect(200)["frozen"], 4);
+    }
 }
 
 async fn a_key_that_was_used_for_other_content_is_a_conflict(database: NewDatabase) {
