@@ -16,10 +16,10 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::{
-    body, commands,
+    body, commands, content,
     cursor::Cursor,
     problem::Problem,
-    request::{self, Path, Query, RequestId, if_match, json_body},
+    request::{self, Path, Query, RequestId, if_match},
     service::Service,
 };
 
@@ -213,8 +213,8 @@ async fn set_lock(
     own_code: &str,
 ) -> Result<Response, Problem> {
     let account = path.account()?;
-    let text = json_body(service, headers, body, commands::COMMAND_BYTES_MAX).await?;
-    let fields = body::read(&text, &["reason", "business_code", "business_id"])?;
+    let content = content::read(&service.bodies, headers, body, commands::COMMAND_BYTES_MAX).await?;
+    let fields = body::read(&content, &["reason", "business_code", "business_id"])?;
     let reason = fields.required_string("reason")?;
     if reason.trim().is_empty() {
         return Err(Problem::invalid("reason", "must say why"));

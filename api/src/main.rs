@@ -4,6 +4,7 @@ mod accounts;
 mod batches;
 mod body;
 mod commands;
+mod content;
 mod cursor;
 mod docs;
 mod events;
@@ -15,6 +16,7 @@ mod router;
 mod server;
 mod service;
 mod settings;
+mod stream;
 mod transactions;
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
@@ -32,11 +34,15 @@ use tokio::{
     sync::{Semaphore, watch},
 };
 
+use content::Room;
 use service::Service;
 use settings::Settings;
 
 /// The bytes of bodies that may be in memory at once, over all connections: three of the largest batches.
 const BODY_BYTES_MAX: usize = 192 * 1024 * 1024;
+
+/// How often the samples of metrics are folded, whether or not anybody scrapes them.
+const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -72,6 +78,16 @@ async fn run(settings: Settings) -> Result<(), String> {
         .and_then(PrometheusBuilder::install_recorder)
         .map_err(|error| format!("metrics cannot be kept: {error}"))?;
 
+    // Samples of histograms pile up until somebody folds them: a scrape, or this.
+    let upkeep = metrics.clone();
+    tokio::spawn(async move {
+        let mut turn = tokio::time::interval(METRICS_UPKEEP);
+        loop {
+            turn.tick().await;
+            upkeep.run_upkeep();
+        }
+    });
+
     let database = Database::open(&settings.database_url).await.map_err(|error| chain(&error))?;
     println!("database      {}", database.describe());
     let queue_commands_max = usize::try_from(settings.queue_commands).unwrap_or(usize::MAX);
@@ -103,7 +119,8 @@ async fn run(settings: Settings) -> Result<(), String> {
         publisher: publisher.as_ref().map(Publisher::status),
         metrics,
         deadline: settings.deadline(),
-        body_bytes: Arc::new(Semaphore::new(BODY_BYTES_MAX)),
+        bodies: Room::new(BODY_BYTES_MAX),
+        streams: Arc::new(Semaphore::new(stream::STREAMS_MAX)),
         stopping: stopping.clone(),
     };
     println!("listening on http://{address}");

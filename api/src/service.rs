@@ -8,6 +8,8 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use projector::{publisher::PublisherStatus, runner};
 use tokio::sync::{Semaphore, watch};
 
+use crate::content::Room;
+
 /// The parts of the running service. Cloning is cheap.
 #[derive(Clone)]
 pub(crate) struct Service {
@@ -18,8 +20,10 @@ pub(crate) struct Service {
     pub(crate) metrics: PrometheusHandle,
     /// How long a request may take, in all.
     pub(crate) deadline: Duration,
-    /// The bytes of bodies that may be in memory at once, over all connections.
-    pub(crate) body_bytes: Arc<Semaphore>,
+    /// The room that bodies may take up in memory, over all connections.
+    pub(crate) bodies: Room,
+    /// The room for event streams.
+    pub(crate) streams: Arc<Semaphore>,
     /// True once the service is to stop: streams end then.
     pub(crate) stopping: watch::Receiver<bool>,
 }
