@@ -163,11 +163,8 @@ impl<'a> Fields<'a> {
 
     pub(crate) fn uuid(&self, name: &'static str) -> Result<Option<Uuid>, Problem> {
         let Some(text) = self.string(name)? else { return Ok(None) };
-        // Only the form that answers have: an id has one spelling.
-        match Uuid::try_parse(&text) {
-            Ok(uuid) if text.len() == 36 => Ok(Some(uuid)),
-            _ => Err(Problem::invalid(name, "must be a UUID such as 0190d5a6-5d2c-8f3e-9a63-0c2b6f6f2d11")),
-        }
+        let refused = || Problem::invalid(name, "must be a UUID such as 0190d5a6-5d2c-8f3e-9a63-0c2b6f6f2d11");
+        uuid(&text).map(Some).ok_or_else(refused)
     }
 
     /// A JSON object of at most 4 KiB, kept as its very text.
@@ -232,6 +229,11 @@ impl<'a> Visitor<'a> for &mut Elements<'a> {
         }
         Ok(())
     }
+}
+
+/// A UUID in the form that answers have.
+pub(crate) fn uuid(text: &str) -> Option<Uuid> {
+    if text.len() == 36 { Uuid::try_parse(text).ok() } else { None }
 }
 
 /// A field that must be there and is not.

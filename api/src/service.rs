@@ -2,13 +2,25 @@
 
 use std::{sync::Arc, time::Duration};
 
-use ledger_core::{PARTITIONS, Position};
-use ledger_store::{Database, Ledger};
+use ledger_core::Partition;
+use ledger_store::{Database, Ledger, StoreError};
 use metrics_exporter_prometheus::PrometheusHandle;
-use projector::{publisher::PublisherStatus, runner};
-use tokio::sync::{Semaphore, watch};
+use projector::{
+    checkpoint::{self, ReadModel},
+    publisher::PublisherStatus,
+    runner,
+};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::{Instant, timeout},
+};
 
 use crate::content::Room;
+
+/// How long a read waits for the read models to hold what was written before it.
+const READ_MODEL_PATIENCE: Duration = Duration::from_millis(250);
+/// How often such a read looks when nothing in this process tells it of news.
+const LOOK_AGAIN: Duration = Duration::from_millis(25);
 
 /// The parts of the running service. Cloning is cheap.
 #[derive(Clone)]
@@ -31,13 +43,19 @@ pub(crate) struct Service {
 impl Service {
     /// Waits until the read models hold what this process had committed when this was called, but not for long: read
     /// models may lag, and what they hold is answered then.
-    pub(crate) async fn catch_own_writes(&self, partition: ledger_core::Partition) {
-        const PATIENCE: Duration = Duration::from_millis(250);
-        let committed: [Position; PARTITIONS] = self.ledger.committed();
-        let wanted = committed[partition.index()];
+    pub(crate) async fn catch_own_writes(&self, partition: Partition) -> Result<(), StoreError> {
+        let wanted = self.ledger.committed()[partition.index()];
+        let deadline = Instant::now() + READ_MODEL_PATIENCE;
         let mut progress = self.progress.clone();
-        let reached = progress.wait_for(|progress| progress.positions[partition.index()] >= wanted);
-        // Whether it was reached or not, the read model is read.
-        let _ = tokio::time::timeout(PATIENCE, reached).await;
+        while progress.borrow_and_update().positions[partition.index()] < wanted && Instant::now() < deadline {
+            // Another process's projector wakes nobody here, but its checkpoint tells.
+            if timeout(LOOK_AGAIN, progress.changed()).await.is_err() {
+                let checkpoints = checkpoint::read(&self.database, ReadModel::Freezes).await?;
+                if checkpoints[partition.index()].position >= wanted {
+                    break;
+                }
+            }
+        }
+        Ok(())
     }
 }
