@@ -8,6 +8,7 @@ use axum::{
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
+use chrono::DateTime;
 use ledger_core::{
     Account, Action, Balance, BusinessKey, Command, Event, EventType, Provenance, Timestamp, json::Transaction, text,
 };
@@ -16,10 +17,10 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::{
-    body, commands,
+    body, commands, content,
     cursor::Cursor,
     problem::Problem,
-    request::{self, Path, Query, RequestId, if_match, json_body},
+    request::{self, Path, Query, RequestId, if_match},
     service::Service,
 };
 
@@ -48,10 +49,18 @@ pub(crate) async fn read(
     if at.is_some() && at_version.is_some() {
         return Err(Problem::invalid("at_version", "and at exclude each other"));
     }
+    if (at.is_some() || at_version.is_some()) && (strong || min_version.is_some()) {
+        let field = if strong { "consistency" } else { "min_version" };
+        return Err(Problem::invalid(field, "speaks of the present: leave it out with at and at_version"));
+    }
     let balance = if let Some(version) = at_version {
         past(&service, &account, service.ledger.at_version(&account, version).await?).await?
     } else if let Some(at) = at {
-        past(&service, &account, service.ledger.at_time(&account, at).await?).await?
+        let event = match at {
+            Some(at) => service.ledger.at_time(&account, at).await?,
+            None => None,
+        };
+        past(&service, &account, event).await?
     } else if strong {
         let newest = service.ledger.newest(&account).await?.ok_or_else(|| unknown(&account))?;
         after(&newest)
@@ -65,21 +74,29 @@ pub(crate) async fn read(
     }
     let etag = format!("\"{}\"", balance.state.version);
     let etag_value = HeaderValue::from_str(&etag).expect("a number in quotes");
-    let unchanged = headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
-    let mut response =
-        if unchanged.is_some_and(|known| known.split(',').any(|tag| tag.trim().trim_start_matches("W/") == etag)) {
-            StatusCode::NOT_MODIFIED.into_response()
-        } else {
-            request::json(StatusCode::OK, document(&balance).to_string())
-        };
+    let mut response = if headers.get_all(header::IF_NONE_MATCH).iter().any(|known| names(known, &etag)) {
+        StatusCode::NOT_MODIFIED.into_response()
+    } else {
+        request::json(StatusCode::OK, document(&balance).to_string())
+    };
     response.headers_mut().insert(header::ETAG, etag_value);
     Ok(response)
 }
 
-fn parse_time(text: &str) -> Result<Timestamp, Problem> {
+/// Whether an `If-None-Match` names the tag; a weak one is as good as a strong one (RFC 9110 §13.1.2).
+fn names(known: &HeaderValue, etag: &str) -> bool {
+    let mut tags = known.to_str().unwrap_or_default().split(',').map(str::trim);
+    tags.any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
+}
+
+/// The time that `at` names; `None` is one before every ledger's first event.
+fn parse_time(text: &str) -> Result<Option<Timestamp>, Problem> {
     // In a query a plus is a space, so `+02:00` may come as ` 02:00`.
-    Timestamp::parse(&text.replace(' ', "+"))
-        .ok_or_else(|| Problem::invalid("at", "must be a time such as 2026-11-20T12:00:00Z (RFC 3339)"))
+    let text = text.replace(' ', "+");
+    match DateTime::parse_from_rfc3339(&text) {
+        Ok(_) => Ok(Timestamp::parse(&text)),
+        Err(_) => Err(Problem::invalid("at", "must be a time such as 2026-11-20T12:00:00Z (RFC 3339)")),
+    }
 }
 
 async fn past(service: &Service, account: &Account, event: Option<std::sync::Arc<Event>>) -> Result<Balance, Problem> {
@@ -213,8 +230,8 @@ async fn set_lock(
     own_code: &str,
 ) -> Result<Response, Problem> {
     let account = path.account()?;
-    let text = json_body(service, headers, body, commands::COMMAND_BYTES_MAX).await?;
-    let fields = body::read(&text, &["reason", "business_code", "business_id"])?;
+    let content = content::read(&service.bodies, headers, body, commands::COMMAND_BYTES_MAX).await?;
+    let fields = body::read(&content, &["reason", "business_code", "business_id"])?;
     let reason = fields.required_string("reason")?;
     if reason.trim().is_empty() {
         return Err(Problem::invalid("reason", "must say why"));
@@ -238,4 +255,36 @@ async fn set_lock(
     let mut command = Command { action, key, expected_version: None, provenance };
     commands::insist(&mut command, if_match(headers)?)?;
     commands::execute(service, command).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_etag_is_recognized_in_every_form() {
+        for (known, is_named) in [
+            ("\"7\"", true),
+            ("W/\"7\"", true),
+            ("\"6\", \"7\"", true),
+            ("*", true),
+            ("\"77\"", false),
+            ("7", false),
+            ("", false),
+        ] {
+            assert_eq!(names(&HeaderValue::from_static(known), "\"7\""), is_named, "{known}");
+        }
+    }
+
+    #[test]
+    fn a_time_is_rfc_3339_whatever_became_of_its_plus_sign() {
+        let noon = Timestamp::parse("2026-11-20T12:00:00Z");
+        for text in ["2026-11-20T12:00:00Z", "2026-11-20T14:00:00+02:00", "2026-11-20T14:00:00 02:00"] {
+            assert_eq!(parse_time(text).expect(text), noon, "{text}");
+        }
+        assert_eq!(parse_time("1969-07-20T20:17:40Z").expect("a time"), None);
+        for text in ["", "yesterday", "2026-11-20", "1700000000", "2026-13-01T00:00:00Z"] {
+            assert_eq!(parse_time(text).expect_err(text).field(), Some("at"));
+        }
+    }
 }

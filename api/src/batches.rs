@@ -3,7 +3,7 @@
 use axum::{
     body::Body,
     extract::State,
-    http::{HeaderMap, StatusCode},
+    http::{HeaderMap, StatusCode, header},
     response::Response,
 };
 use ledger_core::{Command, json::Transaction};
@@ -13,8 +13,9 @@ use serde_json::value::RawValue;
 use crate::{
     body,
     commands::{COMMAND_FIELDS, Kind, Named},
+    content,
     problem::Problem,
-    request::{RequestId, json, json_body},
+    request::{RequestId, json},
     service::Service,
 };
 
@@ -29,26 +30,39 @@ pub(crate) async fn run(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let text = json_body(&service, &headers, body, BATCH_BYTES_MAX).await?;
-    let fields = body::read(&text, &["atomic", "commands"])?;
-    let atomic = fields.boolean("atomic")?.unwrap_or(true);
-    let elements = fields.elements("commands")?;
-    if elements.is_empty() || elements.len() > BATCH_COMMANDS_MAX {
-        return Err(Problem::invalid("commands", format!("must have 1 to {BATCH_COMMANDS_MAX} elements")));
+    if headers.contains_key(header::IF_MATCH) {
+        return Err(Problem::invalid("If-Match", "speaks of one account: use the commands' expected_version"));
     }
-    let commands = elements
-        .iter()
-        .enumerate()
-        .map(|(index, element)| parse(element, &id).map_err(|problem| problem.inside(index)));
-    if atomic {
-        run_atomic(&service, &id, commands.collect::<Result<_, _>>()?).await
-    } else {
-        Ok(run_each(&service, &id, commands.collect()).await)
+    let content = content::read(&service.bodies, &headers, body, BATCH_BYTES_MAX).await?;
+    // Reading megabytes takes long enough to hold up the requests of this thread: they go to another one.
+    let batch = tokio::task::block_in_place(|| Batch::read(&content, &id))?;
+    drop(content);
+    match batch {
+        Batch::Atomic(commands) => run_atomic(&service, &id, commands).await,
+        Batch::Each(commands) => Ok(run_each(&service, &id, commands).await),
+    }
+}
+
+enum Batch {
+    Atomic(Vec<Command>),
+    Each(Vec<Result<Command, Problem>>),
+}
+
+impl Batch {
+    fn read(content: &[u8], id: &RequestId) -> Result<Self, Problem> {
+        let fields = body::read(content, &["atomic", "commands"])?;
+        let atomic = fields.boolean("atomic")?.unwrap_or(true);
+        let elements = fields.elements("commands", BATCH_COMMANDS_MAX)?;
+        let commands = elements
+            .iter()
+            .enumerate()
+            .map(|(index, element)| parse(element, id).map_err(|problem| problem.inside(index)));
+        Ok(if atomic { Self::Atomic(commands.collect::<Result<_, _>>()?) } else { Self::Each(commands.collect()) })
     }
 }
 
 fn parse(element: &RawValue, id: &RequestId) -> Result<Command, Problem> {
-    let fields = body::read(element.get(), COMMAND_FIELDS)?;
+    let fields = body::read(element.get().as_bytes(), COMMAND_FIELDS)?;
     let name = fields.required_string("type")?;
     let kind = Kind::of_name(&name)
         .ok_or_else(|| Problem::invalid("type", "must be credit, debit, freeze, unfreeze or refund"))?;
@@ -114,4 +128,48 @@ fn transaction(recorded: &Recorded) -> String {
 
 fn results_body(results: &[String]) -> String {
     format!("{{\"results\":[{}]}}", results.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CREDIT: &str =
+        r#"{"type":"credit","user_id":"u1","credit_type":"points","amount":1,"business_code":"b","business_id":"1"}"#;
+
+    fn read(body: &str) -> Result<Batch, Problem> {
+        Batch::read(body.as_bytes(), &RequestId("r1".into()))
+    }
+
+    #[test]
+    fn a_fault_names_the_command_and_its_field() {
+        let bad = CREDIT.replace("\"amount\":1", "\"amount\":0");
+        for (body, field) in [
+            (format!(r#"{{"commands":[{CREDIT},{bad}]}}"#), "commands[1].amount"),
+            (r#"{"commands":[{"type":"lock"}]}"#.to_owned(), "commands[0].type"),
+            (r#"{"commands":[{"amount":1}]}"#.to_owned(), "commands[0].type"),
+            (r#"{"commands":[{"type":"credit","x":1}]}"#.to_owned(), "commands[0].x"),
+            (r#"{"commands":[7]}"#.to_owned(), "commands[0]"),
+            (r#"{"commands":[]}"#.to_owned(), "commands"),
+            (r#"{"commands":{}}"#.to_owned(), "commands"),
+            (r#"{"commands":null}"#.to_owned(), "commands"),
+            (format!(r#"{{"commands":[{}0]}}"#, "0,".repeat(BATCH_COMMANDS_MAX)), "commands"),
+            (format!(r#"{{"commands":{}}}"#, "[".repeat(100_000)), "commands"),
+            (format!(r#"{{"atomic":1,"commands":[{CREDIT}]}}"#), "atomic"),
+            (format!(r#"{{"atomik":true,"commands":[{CREDIT}]}}"#), "atomik"),
+            ("[]".to_owned(), "body"),
+        ] {
+            let problem = read(&body).err().expect("refused");
+            assert_eq!((problem.code(), problem.field()), ("invalid_request", Some(field)));
+        }
+    }
+
+    #[test]
+    fn where_each_is_on_its_own_an_invalid_command_is_only_its_own_fault() {
+        let body = format!(r#"{{"atomic":false,"commands":[{CREDIT},{{"type":"credit"}},{CREDIT}]}}"#);
+        let Ok(Batch::Each(commands)) = read(&body) else { panic!("each on its own") };
+        let faults: Vec<_> =
+            commands.iter().map(|command| command.as_ref().err().and_then(|problem| problem.field())).collect();
+        assert_eq!(faults, [None, Some("commands[1].user_id"), None]);
+    }
 }

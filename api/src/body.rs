@@ -1,16 +1,21 @@
 //! Bodies, read strictly: every error names its field, nothing unknown is passed over, nothing is converted.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, collections::HashSet, fmt};
 
 use ledger_core::{Amount, text};
 use serde::{
-    Deserializer,
+    Deserialize, Deserializer,
     de::{DeserializeSeed, Error as _, MapAccess, SeqAccess, Visitor},
 };
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::problem::Problem;
+
+/// What a fault of a whole object is called by.
+pub(crate) const WHOLE: &str = "body";
+/// How deep metadata may nest: JSON readers often stop at 128 levels, and answers nest it in some of their own.
+const DEPTH_MAX: usize = 100;
 
 /// The fields of an object, each as its very text, in the order of `names`.
 #[derive(Debug)]
@@ -19,16 +24,21 @@ pub(crate) struct Fields<'a> {
     values: Vec<Option<&'a RawValue>>,
 }
 
-/// Reads an object whose fields are all among `names`.
-pub(crate) fn read<'a>(json: &'a str, names: &'static [&'static str]) -> Result<Fields<'a>, Problem> {
-    let mut refusal = None;
-    let mut deserializer = serde_json::Deserializer::from_str(json);
-    let values = FieldsSeed { names, refusal: &mut refusal }.deserialize(&mut deserializer);
+/// Reads an object whose fields are all among `names`. A fault in the text of a value is that of its field, a fault
+/// elsewhere that of the whole, which is called `body`.
+pub(crate) fn read<'a>(json: &'a [u8], names: &'static [&'static str]) -> Result<Fields<'a>, Problem> {
+    let (mut refusal, mut inside) = (None, None);
+    let mut deserializer = serde_json::Deserializer::from_slice(json);
+    let seed = FieldsSeed { names, refusal: &mut refusal, inside: &mut inside };
+    let values = seed.deserialize(&mut deserializer);
     let values = values.and_then(|values| deserializer.end().map(|()| values));
     match (values, refusal) {
         (Ok(values), _) => Ok(Fields { names, values }),
         (Err(_), Some((field, reason))) => Err(Problem::invalid(field, reason)),
-        (Err(error), None) => Err(Problem::invalid("body", format!("is not a JSON object: {error}"))),
+        (Err(error), None) => Err(match inside {
+            Some(field) => Problem::invalid(field, format!("is not JSON: {error}")),
+            None => Problem::invalid(WHOLE, format!("is not a JSON object: {error}")),
+        }),
     }
 }
 
@@ -36,6 +46,8 @@ struct FieldsSeed<'r> {
     names: &'static [&'static str],
     /// The field that is at fault, and why: serde's own errors are only text.
     refusal: &'r mut Option<(String, String)>,
+    /// The field whose value is being read.
+    inside: &'r mut Option<&'static str>,
 }
 
 impl<'a> DeserializeSeed<'a> for FieldsSeed<'_> {
@@ -65,7 +77,9 @@ impl<'a> Visitor<'a> for FieldsSeed<'_> {
                 *self.refusal = Some((self.names[index].to_owned(), "is there twice".to_owned()));
                 return Err(A::Error::custom("duplicate field"));
             }
+            *self.inside = Some(self.names[index]);
             values[index] = Some(map.next_value::<&RawValue>()?);
+            *self.inside = None;
         }
         Ok(values)
     }
@@ -149,11 +163,8 @@ impl<'a> Fields<'a> {
 
     pub(crate) fn uuid(&self, name: &'static str) -> Result<Option<Uuid>, Problem> {
         let Some(text) = self.string(name)? else { return Ok(None) };
-        // Only the form that answers have: an id has one spelling.
-        match Uuid::try_parse(&text) {
-            Ok(uuid) if text.len() == 36 => Ok(Some(uuid)),
-            _ => Err(Problem::invalid(name, "must be a UUID such as 0190d5a6-5d2c-8f3e-9a63-0c2b6f6f2d11")),
-        }
+        let refused = || Problem::invalid(name, "must be a UUID such as 0190d5a6-5d2c-8f3e-9a63-0c2b6f6f2d11");
+        uuid(&text).map(Some).ok_or_else(refused)
     }
 
     /// A JSON object of at most 4 KiB, kept as its very text.
@@ -168,18 +179,61 @@ impl<'a> Fields<'a> {
         if !text.starts_with('{') {
             return Err(Problem::invalid(name, "must be a JSON object"));
         }
-        let mut deserializer = serde_json::Deserializer::from_str(text);
-        match Sound.deserialize(&mut deserializer) {
-            Ok(()) => Ok(Some(text)),
-            Err(error) => Err(Problem::invalid(name, format!("cannot be kept: {error}"))),
-        }
+        sound(text, 1).map_err(|reason| Problem::invalid(name, reason))?;
+        Ok(Some(text))
     }
 
-    /// The elements of an array, each as its very text.
-    pub(crate) fn elements(&self, name: &'static str) -> Result<Vec<&'a RawValue>, Problem> {
+    /// The elements of an array, each as its very text; 1 to `greatest` of them.
+    pub(crate) fn elements(&self, name: &'static str, greatest: usize) -> Result<Vec<&'a RawValue>, Problem> {
         let text = self.text(name).ok_or_else(|| missing(name))?;
-        serde_json::from_str(text).map_err(|_| Problem::invalid(name, "must be an array"))
+        if !text.starts_with('[') {
+            return Err(Problem::invalid(name, "must be an array"));
+        }
+        let mut elements = Elements { found: Vec::new(), greatest };
+        let read = elements.deserialize(&mut serde_json::Deserializer::from_str(text));
+        match read {
+            Ok(()) if !elements.found.is_empty() => Ok(elements.found),
+            // The text is JSON, so nothing but its length can be at fault.
+            _ => Err(Problem::invalid(name, format!("must have 1 to {greatest} elements"))),
+        }
     }
+}
+
+/// Takes the elements of an array up to a bound: an array of a large body may have millions.
+struct Elements<'a> {
+    found: Vec<&'a RawValue>,
+    greatest: usize,
+}
+
+impl<'a> DeserializeSeed<'a> for &mut Elements<'a> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'a> Visitor<'a> for &mut Elements<'a> {
+    type Value = ();
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an array")
+    }
+
+    fn visit_seq<A: SeqAccess<'a>>(self, mut elements: A) -> Result<(), A::Error> {
+        while let Some(element) = elements.next_element()? {
+            if self.found.len() == self.greatest {
+                return Err(A::Error::custom("too long"));
+            }
+            self.found.push(element);
+        }
+        Ok(())
+    }
+}
+
+/// A UUID in the form that answers have.
+pub(crate) fn uuid(text: &str) -> Option<Uuid> {
+    if text.len() == 36 { Uuid::try_parse(text).ok() } else { None }
 }
 
 /// A field that must be there and is not.
@@ -187,65 +241,70 @@ pub(crate) fn missing(name: &'static str) -> Problem {
     Problem::invalid(name, "is required")
 }
 
-/// Walks a JSON value and finds what cannot be stored or read back by everyone: NUL, names that are there twice, nesting
-/// past serde_json's limit of 128.
-struct Sound;
+/// Finds what cannot be stored or read back by everyone in an object or array: NUL, half of a surrogate pair, names that
+/// are there twice, deep nesting. Numbers stay text, however many digits they have. The text of a level is read once for
+/// each level above it, which the bounds on its length and depth keep small.
+fn sound(text: &str, depth: usize) -> Result<(), String> {
+    if depth > DEPTH_MAX {
+        return Err(format!("must nest at most {DEPTH_MAX} levels"));
+    }
+    // The place within this level says nothing to somebody who sent it within a larger text.
+    let level: Level<'_> = serde_json::from_str(text)
+        .map_err(|error| error.to_string().split(" at line ").next().unwrap_or_default().to_owned())?;
+    for value in level.0 {
+        match value.as_bytes().first() {
+            Some(b'{' | b'[') => sound(value, depth + 1)?,
+            Some(b'"') => match serde_json::from_str::<String>(value) {
+                Ok(string) if string.contains('\0') => return Err("must not contain NUL".to_owned()),
+                Ok(_) => {}
+                Err(_) => return Err("must be of valid Unicode".to_owned()),
+            },
+            _ => {}
+        }
+    }
+    Ok(())
+}
 
-impl<'a> DeserializeSeed<'a> for Sound {
-    type Value = ();
+/// The values of one object or array; the names of an object are checked on the way.
+struct Level<'a>(Vec<&'a str>);
 
-    fn deserialize<D: Deserializer<'a>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
+impl<'de: 'a, 'a> Deserialize<'de> for Level<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(LevelVisitor).map(Level)
     }
 }
 
-impl<'a> Visitor<'a> for Sound {
-    type Value = ();
+struct LevelVisitor;
+
+impl<'a> Visitor<'a> for LevelVisitor {
+    type Value = Vec<&'a str>;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("JSON")
+        formatter.write_str("an object or an array")
     }
 
-    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
-        Ok(())
+    fn visit_seq<A: SeqAccess<'a>>(self, mut elements: A) -> Result<Self::Value, A::Error> {
+        let mut values = Vec::new();
+        while let Some(element) = elements.next_element::<&RawValue>()? {
+            values.push(element.get());
+        }
+        Ok(values)
     }
 
-    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_unit<E>(self) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<(), E> {
-        if text.contains('\0') { Err(E::custom("it contains NUL")) } else { Ok(()) }
-    }
-
-    fn visit_seq<A: SeqAccess<'a>>(self, mut elements: A) -> Result<(), A::Error> {
-        while elements.next_element_seed(Self)?.is_some() {}
-        Ok(())
-    }
-
-    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<(), A::Error> {
-        let mut seen = std::collections::HashSet::new();
-        while let Some(key) = map.next_key::<String>()? {
-            if key.contains('\0') {
-                return Err(A::Error::custom("it contains NUL"));
+    fn visit_map<A: MapAccess<'a>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let (mut seen, mut values) = (HashSet::new(), Vec::new());
+        while let Some(name) = map.next_key::<String>()? {
+            if name.contains('\0') {
+                return Err(A::Error::custom("must not contain NUL"));
             }
-            map.next_value_seed(Self)?;
-            if !seen.insert(key) {
-                return Err(A::Error::custom("a name is there twice"));
+            values.push(map.next_value::<&RawValue>()?.get());
+            if !seen.insert(name) {
+                return Err(A::Error::custom("must not have the same name twice in one object"));
             }
         }
-        Ok(())
+        Ok(values)
     }
 }
+
+#[cfg(test)]
+mod tests;

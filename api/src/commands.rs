@@ -16,8 +16,9 @@ use ledger_store::Recorded;
 
 use crate::{
     body::{self, Fields, missing},
+    content,
     problem::Problem,
-    request::{RequestId, if_match, json, json_body},
+    request::{RequestId, if_match, json},
     service::Service,
 };
 
@@ -26,6 +27,9 @@ pub(crate) const COMMAND_BYTES_MAX: usize = 64 * 1024;
 
 /// Until callers have keys of their own, all are one.
 pub(crate) const ACTOR: &str = "anonymous";
+
+/// The longest time after which a freeze can expire: a hundred years, in seconds.
+const EXPIRY_SECONDS_MAX: u64 = 100 * 366 * 24 * 60 * 60;
 
 /// Every field that a command can have; `type` is a batch's.
 pub(crate) const COMMAND_FIELDS: &[&str] = &[
@@ -172,7 +176,9 @@ fn read_expiry(fields: &Fields<'_>) -> Result<Option<Expiry>, Problem> {
         (Some(at), None) => Timestamp::parse(&at)
             .map(|at| Some(Expiry::At(at)))
             .ok_or_else(|| Problem::invalid("expires_at", "must be a time such as 2026-11-20T12:00:00Z (RFC 3339)")),
-        (None, Some(0)) => Err(Problem::invalid("expires_in_seconds", "must be at least 1")),
+        (None, Some(seconds)) if !(1..=EXPIRY_SECONDS_MAX).contains(&seconds) => {
+            Err(Problem::invalid("expires_in_seconds", format!("must be from 1 to {EXPIRY_SECONDS_MAX}")))
+        }
         (None, Some(seconds)) => Ok(Some(Expiry::InSeconds(seconds))),
         (None, None) => Ok(None),
     }
@@ -230,15 +236,21 @@ async fn run(
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    let text = json_body(service, headers, body, COMMAND_BYTES_MAX).await?;
-    let fields = body::read(&text, COMMAND_FIELDS)?;
-    fields.refuse(&["type"], "belongs to a batch; the path says what this is")?;
-    let mut command = kind.command(&fields, id)?;
+    let content = content::read(&service.bodies, headers, body, COMMAND_BYTES_MAX).await?;
+    let mut command = read(kind, &content, id)?;
+    // What it said is in the command now; its room is for others while this one waits.
+    drop(content);
     insist(&mut command, if_match(headers)?)?;
     let began = std::time::Instant::now();
     let outcome = execute(service, command).await;
     metrics::histogram!("ledger_command_seconds", "type" => kind.name()).record(began.elapsed().as_secs_f64());
     outcome
+}
+
+fn read(kind: Kind, content: &[u8], id: &RequestId) -> Result<Command, Problem> {
+    let fields = body::read(content, COMMAND_FIELDS)?;
+    fields.refuse(&["type"], "belongs to a batch; the path says what this is")?;
+    kind.command(&fields, id)
 }
 
 /// `If-Match` says the same as `expected_version`.

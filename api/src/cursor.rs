@@ -1,6 +1,6 @@
 //! Where a list or a stream goes on: opaque to callers.
 
-use ledger_core::{PARTITIONS, Partition, Position};
+use ledger_core::{Epoch, PARTITIONS, Partition, Position, id::POSITION_MAX};
 use serde::{Serialize, Serializer};
 
 use crate::{problem::Problem, request::Query};
@@ -32,7 +32,7 @@ impl Cursor {
         let position = Position(u64::from_str_radix(position, 16).ok()?);
         let cursor = Self { partition, position };
         // One spelling only, and no position past what an id can hold.
-        (position.0 > 0 && position.0 <= ledger_core::id::POSITION_MAX && cursor.to_string() == text).then_some(cursor)
+        (position.0 > 0 && position.0 <= POSITION_MAX && cursor.to_string() == text).then_some(cursor)
     }
 }
 
@@ -48,26 +48,32 @@ impl Serialize for Cursor {
     }
 }
 
-/// How far a stream over all partitions is: the id of each of its messages.
+/// How far a stream over all partitions is, and in which life of the log: the id of each of its messages.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct StreamCursor(pub(crate) [Position; PARTITIONS]);
+pub(crate) struct StreamCursor {
+    pub(crate) epoch: Epoch,
+    pub(crate) positions: [Position; PARTITIONS],
+}
 
 impl StreamCursor {
     pub(crate) fn parse(text: &str) -> Option<Self> {
-        let mut positions = [Position::ZERO; PARTITIONS];
         let mut parts = text.strip_prefix("s1.")?.split('.');
+        let epoch = Epoch(u32::from_str_radix(parts.next()?, 16).ok()?);
+        let mut positions = [Position::ZERO; PARTITIONS];
         for position in &mut positions {
             *position = Position(u64::from_str_radix(parts.next()?, 16).ok()?);
         }
-        let cursor = Self(positions);
-        (parts.next().is_none() && cursor.to_string() == text).then_some(cursor)
+        let is_possible = positions.iter().all(|position| position.0 <= POSITION_MAX);
+        let cursor = Self { epoch, positions };
+        // One spelling only.
+        (is_possible && parts.next().is_none() && cursor.to_string() == text).then_some(cursor)
     }
 }
 
 impl std::fmt::Display for StreamCursor {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str("s1")?;
-        self.0.iter().try_for_each(|position| write!(formatter, ".{:x}", position.0))
+        write!(formatter, "s1.{:x}", self.epoch.0)?;
+        self.positions.iter().try_for_each(|position| write!(formatter, ".{:x}", position.0))
     }
 }
 
@@ -86,9 +92,12 @@ mod tests {
 
     #[test]
     fn a_stream_cursor_has_one_spelling() {
-        let cursor = StreamCursor(std::array::from_fn(|index| Position(index as u64 * 1_000)));
-        assert_eq!(StreamCursor::parse(&cursor.to_string()), Some(cursor));
-        for wrong in ["", "s1", "s1.1.2", "s2.0"] {
+        let positions = std::array::from_fn(|index| Position(index as u64 * 1_000));
+        let cursor = StreamCursor { epoch: Epoch(u32::MAX), positions };
+        assert_eq!(StreamCursor::parse(&cursor.to_string()), Some(cursor.clone()));
+        let good = cursor.to_string();
+        let too_far = good.replace(".3e8.", ".ffffffffffffff.");
+        for wrong in ["", "s1", "s1.1.2", "s2.0", &format!("{good}.1"), &good[..good.len() - 6], &too_far] {
             assert_eq!(StreamCursor::parse(wrong), None, "{wrong}");
         }
     }

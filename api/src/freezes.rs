@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::{
     accounts::Page,
+    body,
     cursor::Cursor,
     problem::Problem,
     request::{self, Path, Query},
@@ -18,8 +19,7 @@ pub(crate) async fn read(State(service): State<Service>, path: Path, query: Quer
     query.only(&[])?;
     let text = path.get("freeze_id");
     let not_found = || Problem::unknown_id("freeze_not_found", "freeze_id", text);
-    let uuid =
-        uuid::Uuid::try_parse(text).map_err(|_| Problem::invalid("freeze_id", "must be a freeze's transaction_id"))?;
+    let uuid = body::uuid(text).ok_or_else(|| Problem::invalid("freeze_id", "must be a freeze's transaction_id"))?;
     let id = TransactionId::from_uuid(uuid).ok_or_else(not_found)?;
     service.catch_own_writes(id.locate().0).await?;
     let freeze = freezes::find(&service.database, id).await?.ok_or_else(not_found)?;

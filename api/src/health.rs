@@ -13,10 +13,12 @@ pub(crate) async fn live() -> Response {
 /// Commands can be served. NATS being away, or read models behind, is told but does not count.
 pub(crate) async fn ready(State(service): State<Service>) -> Response {
     let trouble = service.ledger.trouble();
+    // What this process committed a moment ago may be news to the others.
+    let committed = service.ledger.committed();
     let progress = service.progress.borrow().clone();
     let nats = service.publisher.as_ref().map(|publisher| {
         let status = publisher.borrow().clone();
-        json!({ "connected": status.connected, "lag_positions": status.lag(), "trouble": status.trouble })
+        json!({ "connected": status.connected, "lag_positions": status.lag_behind(&committed), "trouble": status.trouble })
     });
     let status = if trouble.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = json!({
@@ -24,7 +26,7 @@ pub(crate) async fn ready(State(service): State<Service>) -> Response {
         "trouble": trouble,
         "database": service.database.describe(),
         "projector": {
-            "lag_positions": progress.lag(),
+            "lag_positions": progress.lag_behind(&committed),
             "behind_since": progress.behind_since,
             "halted_partitions": progress.halted,
         },

@@ -4,6 +4,7 @@ mod accounts;
 mod batches;
 mod body;
 mod commands;
+mod content;
 mod cursor;
 mod docs;
 mod events;
@@ -15,13 +16,18 @@ mod router;
 mod server;
 mod service;
 mod settings;
+mod stream;
 mod transactions;
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{
+    io::{IsTerminal, Write},
+    process::ExitCode,
+    sync::Arc,
+    time::Duration,
+};
 
-use clap::Parser;
 use ledger_store::{Database, Ledger, LedgerOptions, error::chain};
-use metrics_exporter_prometheus::{Matcher, PrometheusBuilder};
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use projector::{
     publisher::{Publisher, PublisherOptions},
     runner::Runner,
@@ -32,17 +38,19 @@ use tokio::{
     sync::{Semaphore, watch},
 };
 
+use content::Room;
 use service::Service;
 use settings::Settings;
 
 /// The bytes of bodies that may be in memory at once, over all connections: three of the largest batches.
 const BODY_BYTES_MAX: usize = 192 * 1024 * 1024;
 
+/// How often the samples of metrics are folded, whether or not anybody scrapes them.
+const METRICS_UPKEEP: Duration = Duration::from_secs(5);
+
 #[tokio::main]
 async fn main() -> ExitCode {
-    let settings = Settings::parse();
-    show_log(&settings);
-    match run(settings).await {
+    match start().await {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
             eprintln!("api: {why}");
@@ -51,10 +59,25 @@ async fn main() -> ExitCode {
     }
 }
 
+async fn start() -> Result<(), String> {
+    let settings = Settings::read()?;
+    settings.check()?;
+    show_log(&settings);
+    run(settings).await
+}
+
+/// Tells whoever started the service how the start goes. That nobody listens any more is no reason to stop.
+fn tell(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
+}
+
 fn show_log(settings: &Settings) {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| "info,sqlx=warn,async_nats=warn".into());
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     if settings.log_format == "json" {
         log.json().init();
     } else {
@@ -62,8 +85,7 @@ fn show_log(settings: &Settings) {
     }
 }
 
-async fn run(settings: Settings) -> Result<(), String> {
-    settings.check()?;
+fn keep_metrics() -> Result<PrometheusHandle, String> {
     let metrics = PrometheusBuilder::new()
         .set_buckets_for_metric(
             Matcher::Full("ledger_command_seconds".to_owned()),
@@ -71,25 +93,38 @@ async fn run(settings: Settings) -> Result<(), String> {
         )
         .and_then(PrometheusBuilder::install_recorder)
         .map_err(|error| format!("metrics cannot be kept: {error}"))?;
+    // Samples of histograms pile up until somebody folds them: a scrape, or this.
+    let upkeep = metrics.clone();
+    tokio::spawn(async move {
+        let mut turn = tokio::time::interval(METRICS_UPKEEP);
+        loop {
+            turn.tick().await;
+            upkeep.run_upkeep();
+        }
+    });
+    Ok(metrics)
+}
 
+async fn run(settings: Settings) -> Result<(), String> {
+    let metrics = keep_metrics()?;
     let database = Database::open(&settings.database_url).await.map_err(|error| chain(&error))?;
-    println!("database      {}", database.describe());
+    tell(&format!("database      {}", database.describe()));
     let queue_commands_max = usize::try_from(settings.queue_commands).unwrap_or(usize::MAX);
     let options = LedgerOptions { queue_commands_max, ..LedgerOptions::default() };
     let ledger = Ledger::start(database.clone(), options).await.map_err(|error| chain(&error))?;
     let runner = Runner::start(database.clone(), Some(ledger.commits()));
-    println!("read models   kept by this process");
-    let publisher = settings.nats_url.clone().map(|nats_url| {
+    tell("read models   kept by this process");
+    let publisher = settings.nats().map(|nats_url| {
         let options = PublisherOptions {
             duplicate_window: Duration::from_millis(settings.nats_duplicate_window_ms),
-            ..PublisherOptions::new(nats_url)
+            ..PublisherOptions::new(nats_url.to_owned())
         };
         Publisher::start(database.clone(), options, Some(ledger.commits()))
     });
-    println!(
-        "NATS          {}",
-        if publisher.is_some() { "on" } else { "off (--nats-url nats://HOST:4222 turns it on)" }
-    );
+    tell(match publisher {
+        Some(_) => "NATS          on",
+        None => "NATS          off (--nats-url nats://HOST:4222 turns it on)",
+    });
 
     let listener = TcpListener::bind(settings.listen)
         .await
@@ -103,22 +138,26 @@ async fn run(settings: Settings) -> Result<(), String> {
         publisher: publisher.as_ref().map(Publisher::status),
         metrics,
         deadline: settings.deadline(),
-        body_bytes: Arc::new(Semaphore::new(BODY_BYTES_MAX)),
+        bodies: Room::new(BODY_BYTES_MAX),
+        streams: Arc::new(Semaphore::new(stream::STREAMS_MAX)),
         stopping: stopping.clone(),
     };
-    println!("listening on http://{address}");
-    println!("documentation http://{address}/docs");
-    println!(
-        "try           curl -s http://{address}/v1/credits -H 'Content-Type: application/json' -d \
-         '{{\"user_id\":\"u1\",\"credit_type\":\"points\",\"amount\":1000,\"business_code\":\"signup.bonus\",\"business_id\":\"u1\"}}'"
-    );
-
+    // Before the address is told: whoever reads it may stop the service at once.
     let mut terminate =
         signal(SignalKind::terminate()).map_err(|error| format!("cannot watch for signals: {error}"))?;
+    let mut interrupt =
+        signal(SignalKind::interrupt()).map_err(|error| format!("cannot watch for signals: {error}"))?;
+    tell(&format!("listening on http://{address}"));
+    tell(&format!("documentation http://{address}/docs"));
+    tell(&format!(
+        "try           curl -s http://{address}/v1/credits -H 'Content-Type: application/json' -d \
+         '{{\"user_id\":\"u1\",\"credit_type\":\"points\",\"amount\":1000,\"business_code\":\"signup.bonus\",\"business_id\":\"u1\"}}'"
+    ));
+
     let server = tokio::spawn(server::serve(listener, router::routes(service), stopping));
     tokio::select! {
         _ = terminate.recv() => {}
-        _ = tokio::signal::ctrl_c() => {}
+        _ = interrupt.recv() => {}
     }
     tracing::info!("stopping: requests under way are answered first");
     stop.send_replace(true);

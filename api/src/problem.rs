@@ -9,6 +9,8 @@ use ledger_core::{InvalidField, Rejection};
 use ledger_store::{CommandError, StoreError, Unavailable, error::chain};
 use serde_json::{Map, Value, json};
 
+use crate::body::WHOLE;
+
 /// How long a caller is asked to wait before it tries again, in seconds.
 const RETRY_AFTER_SECONDS: u64 = 1;
 
@@ -57,7 +59,8 @@ impl Problem {
     }
 
     pub(crate) fn no_such_route() -> Self {
-        Self::not_found("not_found", "there is nothing at this path; /openapi.json lists what there is")
+        let detail = "there is nothing at this path; /openapi.json lists what there is";
+        Self::not_found("not_found", detail).with("field", "path")
     }
 
     pub(crate) fn method_not_allowed() -> Self {
@@ -112,11 +115,17 @@ impl Problem {
 
     /// The same problem of a command inside a batch: its field is named from the top.
     pub(crate) fn inside(mut self, index: usize) -> Self {
-        if let Some(Value::String(field)) = self.members.get("field") {
-            let field = format!("commands[{index}].{field}");
-            self.members.insert("field".to_owned(), field.into());
-        }
+        let field = match self.field() {
+            Some(WHOLE) | None => format!("commands[{index}]"),
+            Some(field) => format!("commands[{index}].{field}"),
+        };
+        self.members.insert("field".to_owned(), field.into());
         self
+    }
+
+    /// The field that is at fault, where there is one.
+    pub(crate) fn field(&self) -> Option<&str> {
+        self.members.get("field").and_then(Value::as_str)
     }
 
     pub(crate) const fn code(&self) -> &'static str {
@@ -177,6 +186,11 @@ impl Problem {
             CommandError::Rejected(rejection) => Self::rejected(rejection, user_id, credit_type),
             CommandError::Unavailable(unavailable) => unavailable.clone().into(),
         }
+    }
+
+    /// Whether it is the service that failed, not the caller.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.status.is_server_error()
     }
 
     fn retryable(&self) -> bool {
@@ -251,6 +265,11 @@ impl From<Unavailable> for Problem {
 
 impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Self {
+        if let StoreError::Damaged(_) | StoreError::Inconsistent(_) = error {
+            // Asking again does not help.
+            tracing::error!(error = %chain(&error), "what is stored cannot be read: run replay-tool verify");
+            return Self::internal();
+        }
         tracing::warn!(error = %chain(&error), "a read failed");
         Self::store_unavailable()
     }

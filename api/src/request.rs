@@ -1,18 +1,18 @@
 //! What every request brings: its id, its path, its query, its body.
 
-use std::{borrow::Cow, sync::Arc, time::Duration};
+use std::{borrow::Cow, sync::Arc};
 
 use axum::{
     body::Body,
-    extract::{FromRequestParts, RawPathParams, Request, State, rejection::RawPathParamsRejection},
+    extract::{FromRequestParts, MatchedPath, Request, State},
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts},
     middleware::Next,
     response::{IntoResponse, Response},
 };
 use futures::FutureExt;
-use http_body_util::BodyExt;
 use ledger_core::Account;
 use percent_encoding::percent_decode_str;
+use tracing::Instrument;
 use uuid::Uuid;
 
 use crate::{problem::Problem, service::Service};
@@ -22,14 +22,17 @@ pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id"
 /// The longest request id that is taken from a caller, in characters.
 const REQUEST_ID_CHARS_MAX: usize = 128;
 
-/// The request's id: the caller's, or made.
+/// The request's id: the caller's where it is visible ASCII, or made.
 #[derive(Debug, Clone)]
 pub(crate) struct RequestId(pub(crate) Arc<str>);
 
 impl RequestId {
     fn of(headers: &HeaderMap) -> Self {
         let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
-        match given.filter(|id| !id.is_empty() && id.len() <= REQUEST_ID_CHARS_MAX) {
+        let is_taken = |id: &&str| {
+            (1..=REQUEST_ID_CHARS_MAX).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
+        };
+        match given.filter(is_taken) {
             Some(id) => Self(id.into()),
             None => Self(Uuid::new_v4().to_string().into()),
         }
@@ -47,10 +50,14 @@ impl<S: Sync> FromRequestParts<S> for RequestId {
 /// The outermost layer: gives the request its id and its deadline, catches what must not happen, and writes problems.
 pub(crate) async fn identify(State(service): State<Service>, mut request: Request, next: Next) -> Response {
     let id = RequestId::of(request.headers());
-    let trace = trace_id(request.headers()).unwrap_or_default().to_owned();
+    // A span for every request would cost a good part of it; who traces gets one.
+    let span = match trace_id(request.headers()) {
+        Some(trace_id) => tracing::info_span!("request", request_id = %id.0, trace_id),
+        None => tracing::debug_span!("request", request_id = %id.0),
+    };
     request.extensions_mut().insert(id.clone());
     let streams = request.uri().path() == "/v1/events/stream";
-    let run = std::panic::AssertUnwindSafe(next.run(request)).catch_unwind();
+    let run = std::panic::AssertUnwindSafe(next.run(request)).catch_unwind().instrument(span.clone());
     let outcome = if streams {
         run.await
     } else {
@@ -61,11 +68,17 @@ pub(crate) async fn identify(State(service): State<Service>, mut request: Reques
         }
     };
     let mut response = outcome.unwrap_or_else(|_| {
-        tracing::error!(request_id = %id.0, trace_id = trace, "a request panicked");
+        span.in_scope(|| tracing::error!(request_id = %id.0, "a request panicked"));
         Problem::internal().into_response()
     });
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {
-        tracing::debug!(request_id = %id.0, trace_id = trace, code = problem.code(), "refused");
+        span.in_scope(|| {
+            if problem.is_ours() {
+                tracing::warn!(request_id = %id.0, code = problem.code(), "a request could not be served");
+            } else {
+                tracing::debug!(request_id = %id.0, code = problem.code(), "refused");
+            }
+        });
         metrics::counter!("ledger_problems_total", "code" => problem.code()).increment(1);
         response = match response.headers_mut().remove(header::ALLOW) {
             Some(allow) => problem.allowing(allow).respond(&id.0),
@@ -82,26 +95,25 @@ pub(crate) async fn identify(State(service): State<Service>, mut request: Reques
 fn trace_id(headers: &HeaderMap) -> Option<&str> {
     let parent = headers.get("traceparent")?.to_str().ok()?;
     let trace = parent.split('-').nth(1)?;
-    (trace.len() == 32 && trace.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(trace)
+    let is_hex = trace.len() == 32 && trace.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    (is_hex && trace.bytes().any(|byte| byte != b'0')).then_some(trace)
 }
 
-/// The path's parameters, decoded.
+/// The path's parameters, decoded. A `%2f` in one is a part of its text.
 pub(crate) struct Path(Vec<(String, String)>);
 
-impl<S: Send + Sync> FromRequestParts<S> for Path {
+impl<S: Sync> FromRequestParts<S> for Path {
     type Rejection = Problem;
 
-    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        match RawPathParams::from_request_parts(parts, state).await {
-            Ok(parameters) => {
-                Ok(Self(parameters.iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()))
-            }
-            Err(RawPathParamsRejection::InvalidUtf8InPathParam(invalid)) => Err(Problem::invalid(
-                invalid.to_string().split('`').nth(1).unwrap_or("path"),
-                "must be percent-encoded UTF-8",
-            )),
-            Err(_) => Err(Problem::internal()),
-        }
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let route = parts.extensions.get::<MatchedPath>().ok_or_else(Problem::internal)?;
+        let pairs = route.as_str().split('/').zip(parts.uri.path().split('/'));
+        let named = pairs.filter_map(|(name, text)| Some((name.strip_prefix('{')?.strip_suffix('}')?, text)));
+        let decoded = named.map(|(name, text)| match decode(text) {
+            Some(value) => Ok((name.to_owned(), value)),
+            None => Err(Problem::invalid(name, "must be percent-encoded UTF-8")),
+        });
+        Ok(Self(decoded.collect::<Result<_, _>>()?))
     }
 }
 
@@ -127,8 +139,8 @@ impl<S: Sync> FromRequestParts<S> for Query {
         let mut parameters: Vec<(String, String)> = Vec::new();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let name = decode(name).ok_or_else(|| Problem::invalid("query", "must be percent-encoded UTF-8"))?;
-            let value = decode(value).ok_or_else(|| Problem::invalid(&*name, "must be percent-encoded UTF-8"))?;
+            let name = decode_form(name).ok_or_else(|| Problem::invalid("query", "must be percent-encoded UTF-8"))?;
+            let value = decode_form(value).ok_or_else(|| Problem::invalid(&*name, "must be percent-encoded UTF-8"))?;
             if parameters.iter().any(|(known, _)| *known == name) {
                 return Err(Problem::invalid(name, "is there twice"));
             }
@@ -139,9 +151,20 @@ impl<S: Sync> FromRequestParts<S> for Query {
 }
 
 /// Decodes as HTML forms do: a plus is a space.
+fn decode_form(text: &str) -> Option<String> {
+    decode(&text.replace('+', " "))
+}
+
+/// Undoes percent-encoding; `None` where a `%` has no two digits after it or the bytes are not UTF-8.
 fn decode(text: &str) -> Option<String> {
-    let text = text.replace('+', " ");
-    percent_decode_str(&text).decode_utf8().ok().map(Cow::into_owned)
+    let is_sound = text
+        .split('%')
+        .skip(1)
+        .all(|after| after.len() >= 2 && after.as_bytes()[..2].iter().all(u8::is_ascii_hexdigit));
+    if !is_sound {
+        return None;
+    }
+    percent_decode_str(text).decode_utf8().ok().map(Cow::into_owned)
 }
 
 impl Query {
@@ -184,78 +207,15 @@ impl Query {
     }
 }
 
-/// Reads a JSON body of at most `bytes_max`, within its share of the memory that bodies may take.
-pub(crate) async fn json_body(
-    service: &Service,
-    headers: &HeaderMap,
-    body: Body,
-    bytes_max: usize,
-) -> Result<String, Problem> {
-    /// How long a caller may take to send its body.
-    const ARRIVAL: Duration = Duration::from_secs(20);
-    let media_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let essence = media_type.split(';').next().unwrap_or_default().trim();
-    let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    let refusal = if !essence.eq_ignore_ascii_case("application/json") {
-        Some(Problem::unsupported_media_type())
-    } else if announced.is_some_and(|bytes| bytes > bytes_max) {
-        Some(Problem::body_too_large(bytes_max))
-    } else {
-        None
-    };
-    // Counted until the command is parsed; past that the writer's own queue has its bound.
-    let share = u32::try_from(announced.unwrap_or(bytes_max)).unwrap_or(u32::MAX);
-    let share = match refusal {
-        Some(_) => None,
-        None => Some(service.body_bytes.clone().try_acquire_many_owned(share).map_err(|_| Problem::overloaded())?),
-    };
-    let keep_max = if refusal.is_some() { 0 } else { bytes_max };
-    let arrived = tokio::time::timeout(ARRIVAL, receive(body, keep_max)).await;
-    let outcome = match (refusal, arrived) {
-        (Some(problem), _) => Err(problem),
-        (None, Ok(Ok(bytes))) => String::from_utf8(bytes).map_err(|_| Problem::invalid("body", "must be UTF-8")),
-        (None, Ok(Err(Unreceived::TooLarge))) => Err(Problem::body_too_large(bytes_max)),
-        (None, Ok(Err(Unreceived::Broken))) => Err(Problem::invalid("body", "did not arrive whole")),
-        (None, Err(_)) => Err(Problem::invalid("body", "did not arrive in time")),
-    };
-    drop(share);
-    outcome
-}
-
-/// Why a body is not there.
-enum Unreceived {
-    TooLarge,
-    Broken,
-}
-
-/// Receives a body of at most `bytes_max`. What is sent past that is read and thrown away, within a bound: a client that
-/// is cut off while it still writes sees a broken connection instead of the answer.
-async fn receive(mut body: Body, bytes_max: usize) -> Result<Vec<u8>, Unreceived> {
-    const THROWN_AWAY_MAX: usize = 128 * 1024 * 1024;
-    let mut bytes = Vec::new();
-    let mut received = 0;
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|_| Unreceived::Broken)?;
-        let Some(data) = frame.data_ref() else { continue };
-        received += data.len();
-        if received <= bytes_max {
-            bytes.extend_from_slice(data);
-        } else if received > THROWN_AWAY_MAX {
-            break;
-        } else {
-            bytes = Vec::new();
-        }
-    }
-    if received > bytes_max { Err(Unreceived::TooLarge) } else { Ok(bytes) }
-}
-
 /// The version that `If-Match` insists on: `"7"`, as an account's `ETag` says it.
 pub(crate) fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
-    let Some(value) = headers.get(header::IF_MATCH) else { return Ok(None) };
-    let refused = || Problem::invalid("If-Match", "must be an account's ETag, such as \"7\"");
+    let refused = || Problem::invalid("If-Match", "must be one account's ETag, such as \"7\"");
+    let mut values = headers.get_all(header::IF_MATCH).iter();
+    let Some(value) = values.next() else { return Ok(None) };
     let text = value.to_str().map_err(|_| refused())?.trim();
-    let text = text.strip_prefix("W/").unwrap_or(text).trim_matches('"');
-    if !text.bytes().all(|byte| byte.is_ascii_digit()) {
+    let text = text.strip_prefix("W/").unwrap_or(text);
+    let text = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
+    if values.next().is_some() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(refused());
     }
     text.parse().map(Some).map_err(|_| refused())
@@ -277,4 +237,90 @@ pub(crate) fn json(status: StatusCode, body: impl Into<Body>) -> Response {
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(name: &'static str, value: &str) -> HeaderMap {
+        HeaderMap::from_iter([(HeaderName::from_static(name), HeaderValue::from_str(value).expect("valid"))])
+    }
+
+    async fn query(text: &str) -> Result<Query, Problem> {
+        let request = axum::http::Request::get(format!("/x?{text}")).body(()).expect("valid");
+        Query::from_request_parts(&mut request.into_parts().0, &()).await
+    }
+
+    #[test]
+    fn a_request_id_is_taken_where_it_is_visible_ascii() {
+        for id in ["a", "order/42#try=2", &"x".repeat(128)] {
+            assert_eq!(&*RequestId::of(&headers("x-request-id", id)).0, id);
+        }
+        for id in ["", "two words", "tab\there", &"x".repeat(129)] {
+            let made = RequestId::of(&headers("x-request-id", id));
+            assert!(Uuid::try_parse(&made.0).is_ok(), "{id} became {made:?}");
+        }
+    }
+
+    #[test]
+    fn a_trace_id_is_taken_from_a_valid_traceparent_only() {
+        let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+        assert_eq!(trace_id(&headers("traceparent", &format!("00-{trace}-00f067aa0ba902b7-01"))), Some(trace));
+        for text in ["", "00", trace, &format!("00-{}-1-01", "0".repeat(32)), &format!("00-{}-1-01", "G".repeat(32))] {
+            assert_eq!(trace_id(&headers("traceparent", text)), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn if_match_is_one_etag() {
+        for text in ["\"7\"", "W/\"7\"", "7"] {
+            assert_eq!(if_match(&headers("if-match", text)).expect(text), Some(7));
+        }
+        assert_eq!(if_match(&HeaderMap::new()).expect("none"), None);
+        for text in ["", "*", "\"\"", "\"7", "\"7\", \"8\"", "seven", "-7", "99999999999999999999"] {
+            assert_eq!(if_match(&headers("if-match", text)).expect_err(text).field(), Some("If-Match"));
+        }
+    }
+
+    #[test]
+    fn percent_encoding_is_undone_strictly() {
+        for (text, decoded) in [
+            ("caf%C3%A9+1", Some("café+1")),
+            ("..%2f..%2Fetc", Some("../../etc")),
+            ("%00", Some("\0")),
+            ("", Some("")),
+            ("%", None),
+            ("a%", None),
+            ("a%4", None),
+            ("%zz", None),
+            ("%+1", None),
+            ("%é", None),
+            ("%ff", None),
+        ] {
+            assert_eq!(decode(text).as_deref(), decoded, "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_bad_parameter_is_named() {
+        for (text, field) in [
+            ("limit=0", "limit"),
+            ("limit=501", "limit"),
+            ("limit=", "limit"),
+            ("limit=+1", "limit"),
+            ("limit=1e2", "limit"),
+            ("limit=1&limit=1", "limit"),
+            ("limit=%ff", "limit"),
+            ("limit=%z1", "limit"),
+            ("limt=1", "limt"),
+            ("%ff=1", "query"),
+        ] {
+            let limit = query(text).await.and_then(|query| query.only(&["limit"])).and_then(|query| query.limit());
+            let problem = limit.expect_err(text);
+            assert_eq!((problem.code(), problem.field()), ("invalid_request", Some(field)), "{text}");
+        }
+        assert_eq!(query("limit=500&").await.and_then(|query| query.limit()).expect("valid"), 500);
+        assert_eq!(query("").await.and_then(|query| query.limit()).expect("valid"), 50);
+    }
 }

@@ -5,7 +5,9 @@ use axum::{
     routing::{get, post},
 };
 
-use crate::{accounts, batches, commands, docs, events, freezes, health, request, service::Service, transactions};
+use crate::{
+    accounts, batches, commands, docs, events, freezes, health, request, service::Service, stream, transactions,
+};
 
 /// The routes of the contract.
 pub(crate) fn routes(service: Service) -> Router {
@@ -25,7 +27,7 @@ pub(crate) fn routes(service: Service) -> Router {
         .route("/v1/transactions", get(transactions::find))
         .route("/v1/transactions/{transaction_id}", get(transactions::read))
         .route("/v1/events", get(events::read))
-        .route("/v1/events/stream", get(events::stream))
+        .route("/v1/events/stream", get(stream::stream))
         .route("/livez", get(health::live))
         .route("/readyz", get(health::ready))
         .route("/metrics", get(health::metrics))

@@ -14,6 +14,8 @@ use tower::ServiceExt;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long requests that are under way may take to end once the service stops.
 const DRAIN: Duration = Duration::from_secs(30);
+/// The largest head of a request, and what a connection buffers of a body, in bytes.
+const BUFFER_BYTES_MAX: usize = 64 * 1024;
 /// The pause after the system could not give a connection, for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -21,7 +23,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 pub(crate) async fn serve(listener: TcpListener, routes: Router, mut stop: watch::Receiver<bool>) {
     let graceful = GracefulShutdown::new();
     let mut server = hyper::server::conn::http1::Builder::new();
-    server.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).keep_alive(true);
+    server.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(BUFFER_BYTES_MAX);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,

@@ -1,9 +1,6 @@
 //! What the routes share.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use ledger_core::Partition;
 use ledger_store::{Database, Ledger, StoreError};
@@ -13,7 +10,17 @@ use projector::{
     publisher::PublisherStatus,
     runner,
 };
-use tokio::sync::{Semaphore, watch};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::{Instant, timeout},
+};
+
+use crate::content::Room;
+
+/// How long a read waits for the read models to hold what was written before it.
+const READ_MODEL_PATIENCE: Duration = Duration::from_millis(500);
+/// How often such a read looks when nothing in this process tells it of news.
+const LOOK_AGAIN: Duration = Duration::from_millis(25);
 
 /// The parts of the running service. Cloning is cheap.
 #[derive(Clone)]
@@ -25,8 +32,10 @@ pub(crate) struct Service {
     pub(crate) metrics: PrometheusHandle,
     /// How long a request may take, in all.
     pub(crate) deadline: Duration,
-    /// The bytes of bodies that may be in memory at once, over all connections.
-    pub(crate) body_bytes: Arc<Semaphore>,
+    /// The room that bodies may take up in memory, over all connections.
+    pub(crate) bodies: Room,
+    /// The room for event streams.
+    pub(crate) streams: Arc<Semaphore>,
     /// True once the service is to stop: streams end then.
     pub(crate) stopping: watch::Receiver<bool>,
 }
@@ -35,22 +44,18 @@ impl Service {
     /// Waits until the read models hold what this process had committed when this was called, but not for long: read
     /// models may lag, and what they hold is answered then.
     pub(crate) async fn catch_own_writes(&self, partition: Partition) -> Result<(), StoreError> {
-        const PATIENCE: Duration = Duration::from_millis(500);
-        /// Another process may run the projector: then its checkpoint tells, not this process's progress.
-        const LOOK_AGAIN: Duration = Duration::from_millis(20);
         let wanted = self.ledger.committed()[partition.index()];
-        let began = Instant::now();
+        let deadline = Instant::now() + READ_MODEL_PATIENCE;
         let mut progress = self.progress.clone();
-        loop {
-            if progress.borrow_and_update().positions[partition.index()] >= wanted {
-                return Ok(());
-            }
-            // Told or not, the checkpoint is looked at.
-            let _ = tokio::time::timeout(LOOK_AGAIN, progress.changed()).await;
-            let checkpoint = checkpoint::read(&self.database, ReadModel::Freezes).await?;
-            if checkpoint[partition.index()].position >= wanted || began.elapsed() >= PATIENCE {
-                return Ok(());
+        while progress.borrow_and_update().positions[partition.index()] < wanted && Instant::now() < deadline {
+            // Another process's projector wakes nobody here, but its checkpoint tells.
+            if timeout(LOOK_AGAIN, progress.changed()).await.is_err() {
+                let checkpoints = checkpoint::read(&self.database, ReadModel::Freezes).await?;
+                if checkpoints[partition.index()].position >= wanted {
+                    break;
+                }
             }
         }
+        Ok(())
     }
 }

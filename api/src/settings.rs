@@ -12,9 +12,9 @@ pub(crate) struct Settings {
     #[arg(long, env, default_value = "sqlite://ledger.db", hide_env_values = true)]
     pub(crate) database_url: String,
     /// Where to listen. Until callers have keys, only on a loopback address; port 0 takes a free one.
-    #[arg(long, env, default_value = "127.0.0.1:8080")]
+    #[arg(long, env, default_value = "127.0.0.1:8080", value_parser = address)]
     pub(crate) listen: SocketAddr,
-    /// Publish every event to this NATS server, such as `nats://127.0.0.1:4222`.
+    /// Publish every event to this NATS server, such as `nats://127.0.0.1:4222`. Empty: none.
     #[arg(long, env, hide_env_values = true)]
     pub(crate) nats_url: Option<String>,
     /// How long the NATS server remembers message ids, in milliseconds: only the second guard against publishing twice.
@@ -31,7 +31,34 @@ pub(crate) struct Settings {
     pub(crate) log_format: String,
 }
 
+/// An address to listen on; `localhost` is the loopback address.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let numeric = match text.strip_prefix("localhost:") {
+        Some(port) => format!("127.0.0.1:{port}"),
+        None => text.to_owned(),
+    };
+    numeric.parse().map_err(|_| "write ADDRESS:PORT, such as 127.0.0.1:8080".to_owned())
+}
+
 impl Settings {
+    /// The settings of this process. `Err` is what is wrong with them, in one line without secrets.
+    pub(crate) fn read() -> Result<Self, String> {
+        Self::try_parse().map_err(|error| {
+            if !error.use_stderr() {
+                // The help or the version was asked for.
+                error.exit();
+            }
+            let text = error.to_string();
+            let line = text.lines().next().unwrap_or_default();
+            format!("{} (--help tells what there is)", without_secrets(line.trim_start_matches("error: ")))
+        })
+    }
+
+    /// The NATS server to publish to, if there is one.
+    pub(crate) fn nats(&self) -> Option<&str> {
+        self.nats_url.as_deref().filter(|url| !url.is_empty())
+    }
+
     /// What forbids to start, in one line.
     pub(crate) fn check(&self) -> Result<(), String> {
         if !self.listen.ip().is_loopback() {
@@ -50,9 +77,44 @@ impl Settings {
     }
 }
 
+/// Blanks what stands between `//` and `@` in a text: the user and password of an address that somebody mistyped.
+fn without_secrets(line: &str) -> String {
+    match (line.find("//"), line.rfind('@')) {
+        (Some(start), Some(end)) if start + 2 < end => format!("{}//…{}", &line[..start], &line[end..]),
+        _ => line.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_set_has_a_default() {
+        let settings = Settings::try_parse_from(["api"]).expect("parses");
+        assert_eq!(settings.listen.to_string(), "127.0.0.1:8080");
+        assert_eq!(settings.database_url, "sqlite://ledger.db");
+        assert_eq!(settings.nats(), None);
+        assert_eq!(settings.deadline(), Duration::from_secs(30));
+    }
+
+    #[test]
+    fn localhost_is_an_address_and_nonsense_is_none() {
+        let listen = |text| Settings::try_parse_from(["api", "--listen", text]).map(|settings| settings.listen);
+        assert_eq!(listen("localhost:0").expect("parses").to_string(), "127.0.0.1:0");
+        for text in ["localhost", "8080", "example.org:80", "127.0.0.1:99999", ""] {
+            assert!(listen(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn no_password_is_repeated() {
+        assert_eq!(
+            without_secrets("unexpected argument 'postgres://ann:pa@ss@db/ledger' found"),
+            "unexpected argument 'postgres://…@db/ledger' found"
+        );
+        assert_eq!(without_secrets("unexpected argument '--colour' found"), "unexpected argument '--colour' found");
+    }
 
     #[test]
     fn only_loopback_addresses_are_listened_on() {

@@ -3,10 +3,9 @@
 use axum::{extract::State, http::StatusCode, response::Response};
 use ledger_core::{Account, BusinessKey, Event, TransactionId, json::Transaction};
 use serde::Serialize;
-use uuid::Uuid;
 
 use crate::{
-    body::missing,
+    body::{self, missing},
     problem::Problem,
     request::{self, Path, Query},
     service::Service,
@@ -22,7 +21,7 @@ pub(crate) async fn read(State(service): State<Service>, path: Path, query: Quer
     query.only(&[])?;
     let text = path.get("transaction_id");
     let not_found = || Problem::unknown_id("transaction_not_found", "transaction_id", text);
-    let uuid = Uuid::try_parse(text).map_err(|_| Problem::invalid("transaction_id", "must be a transaction's id"))?;
+    let uuid = body::uuid(text).ok_or_else(|| Problem::invalid("transaction_id", "must be a transaction's id"))?;
     let id = TransactionId::from_uuid(uuid).ok_or_else(not_found)?;
     let event = service.database.transaction(id).await?.ok_or_else(not_found)?;
     Ok(request::json(StatusCode::OK, serde_json::to_string(&Transaction::from(&event)).expect("an event is JSON")))

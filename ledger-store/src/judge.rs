@@ -168,6 +168,15 @@ impl Round<'_> {
                 account.id()
             )));
         }
+        if let (Some(balance), Some(original)) = (balance, original)
+            && original.kind == OriginalKind::Freeze
+            && original.remaining > balance.state.frozen
+        {
+            return Err(StoreError::Inconsistent(format!(
+                "freeze {}: {} remain of it, but the account holds only {}: run replay-tool verify",
+                original.transaction_id, original.remaining, balance.state.frozen
+            )));
+        }
         let partition = account.partition();
         let now = self.now.max(draft.recorded_at[partition.index()]);
         let situation = Situation { account: balance.map(|balance| &balance.state), original };

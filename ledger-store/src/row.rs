@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ledger_core::{
     Account, AccountId, AccountState, Amount, BatchMark, BusinessKey, Epoch, Event, EventType, Hash, MAX_AMOUNT,
-    Partition, Position, Timestamp, TransactionId,
+    Partition, Position, Timestamp, TransactionId, id::POSITION_MAX,
 };
 use uuid::Uuid;
 
@@ -74,6 +74,9 @@ impl EventRow<'_> {
     }
 
     fn read(self) -> Result<Event, Damage> {
+        if self.position.0 > POSITION_MAX {
+            return Err(("position", format!("is past {POSITION_MAX}, the largest that an id can hold")));
+        }
         let account_id = AccountId::stored(self.account_id).ok_or_else(|| no_id("account_id"))?;
         if account_id.partition() != self.partition {
             return Err(("account_id", format!("belongs to partition {}", account_id.partition())));
@@ -82,8 +85,11 @@ impl EventRow<'_> {
             balance: units("balance", self.balance)?,
             frozen: units("frozen", self.frozen)?,
             locked: self.locked,
-            version: number("version", self.version)?,
+            version: units("version", self.version)?,
         };
+        if after.frozen > after.balance {
+            return Err(("frozen", format!("is {}, more than the balance of {}", after.frozen, after.balance)));
+        }
         if number::<u64>("available", self.available)? != after.available() {
             return Err(("available", format!("is {}, not balance - frozen = {}", self.available, after.available())));
         }

@@ -73,7 +73,13 @@ impl PublisherStatus {
     /// How many events are not known to be in the stream yet.
     #[must_use]
     pub fn lag(&self) -> u64 {
-        self.heads.iter().zip(&self.published).map(|(head, published)| head.0.saturating_sub(published.0)).sum()
+        self.lag_behind(&self.heads)
+    }
+
+    /// How many events up to some positions are not known to be in the stream yet.
+    #[must_use]
+    pub fn lag_behind(&self, heads: &[Position; PARTITIONS]) -> u64 {
+        heads.iter().zip(&self.published).map(|(head, published)| head.0.saturating_sub(published.0)).sum()
     }
 }
 

@@ -31,6 +31,10 @@ const CLOSE_ENOUGH: u64 = 2_000;
 /// Rounds of catching up before the switch is tried all the same.
 const ROUNDS_MAX: usize = 50;
 
+/// How often the switch is tried while others hold the tables, and the pause between.
+const SWITCHES_MAX: u32 = 60;
+const SWITCH_PAUSE: Duration = Duration::from_millis(500);
+
 /// How far a rebuild is: events folded, of all that there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
@@ -141,14 +145,39 @@ async fn fill_and_switch(
         }
         catch_up(database, next, &mut at, &heads, &mut shown, progress).await?;
     }
-    let heads = next.hold().await?;
-    let last = catch_up(database, next, &mut at, &heads, &mut shown, progress).await;
-    if let Err(error) = last {
-        next.let_go().await?;
-        return Err(error);
+    let mut attempt = 1;
+    loop {
+        // What is written under the hold is undone with it, so each attempt begins where the last one began.
+        let mut reached = at;
+        let heads = next.hold().await?;
+        let switched = match catch_up(database, next, &mut reached, &heads, &mut shown, progress).await {
+            Ok(()) => next.switch(&reached).await,
+            Err(error) => Err(error),
+        };
+        match switched {
+            Ok(()) => break,
+            Err(error) => {
+                next.let_go().await?;
+                if attempt == SWITCHES_MAX || !is_lock_timeout(&error) {
+                    return Err(error);
+                }
+            }
+        }
+        // Someone reads the table for long. Whoever wants to read it must get in between the attempts.
+        tokio::time::sleep(SWITCH_PAUSE).await;
+        attempt += 1;
     }
-    next.switch(&at).await?;
     Ok(Rebuilt { events: shown.done, accounts, freezes, digest: digest::combine(&digests), took: began.elapsed() })
+}
+
+/// Whether a lock was not had in time.
+fn is_lock_timeout(error: &RebuildError) -> bool {
+    match error {
+        RebuildError::Store(StoreError::Database(sqlx::Error::Database(refusal))) => {
+            refusal.code().is_some_and(|code| code == "55P03")
+        }
+        _ => false,
+    }
 }
 
 /// Before the first event. The epoch plays no part in the chain.

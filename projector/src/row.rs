@@ -59,8 +59,15 @@ type Damage = (&'static str, String);
 impl BalanceRow {
     pub(crate) fn read(self) -> Result<Balance, DamagedModelRow> {
         let key = format!("{}/{}", self.user_id, self.credit_type);
-        let partition = self.partition;
-        self.fields().map_err(|(column, reason)| DamagedModelRow { table: "balances", partition, key, column, reason })
+        let (partition, position) = (self.partition, self.position);
+        self.fields().map_err(|(column, reason)| DamagedModelRow {
+            table: "balances",
+            partition,
+            position,
+            key,
+            column,
+            reason,
+        })
     }
 
     fn fields(self) -> Result<Balance, Damage> {
@@ -92,8 +99,15 @@ impl BalanceRow {
 impl FreezeRow {
     pub(crate) fn read(self) -> Result<Freeze, DamagedModelRow> {
         let key = self.freeze_id.map_or_else(|| format!("position {}", self.position), |id| id.to_string());
-        let partition = self.partition;
-        self.fields().map_err(|(column, reason)| DamagedModelRow { table: "freezes", partition, key, column, reason })
+        let (partition, position) = (self.partition, self.position);
+        self.fields().map_err(|(column, reason)| DamagedModelRow {
+            table: "freezes",
+            partition,
+            position,
+            key,
+            column,
+            reason,
+        })
     }
 
     fn fields(self) -> Result<Freeze, Damage> {

@@ -62,7 +62,13 @@ impl Progress {
     /// How many events are not applied yet.
     #[must_use]
     pub fn lag(&self) -> u64 {
-        self.heads.iter().zip(&self.positions).map(|(head, position)| head.0.saturating_sub(position.0)).sum()
+        self.lag_behind(&self.heads)
+    }
+
+    /// How many events up to some positions are not applied yet.
+    #[must_use]
+    pub fn lag_behind(&self, heads: &[Position; PARTITIONS]) -> u64 {
+        heads.iter().zip(&self.positions).map(|(head, position)| head.0.saturating_sub(position.0)).sum()
     }
 }
 
@@ -103,6 +109,9 @@ impl Runner {
         let _ = self.task.await;
     }
 }
+
+/// Where which read model met what.
+type Found = (Partition, ReadModel, Contradiction);
 
 /// A task that ends with its owner.
 struct AbortOnDrop(JoinHandle<Result<(), sqlx::Error>>);
@@ -225,21 +234,31 @@ impl Rounds {
     async fn round(&mut self) -> Result<bool, StoreError> {
         let heads = self.database.heads().await?;
         let checkpoints = self.checkpoints().await?;
-        let events = self.news(&heads, &checkpoints).await?;
-        if events.is_empty() {
+        let (events, damages) = self.news(&heads, &checkpoints).await?;
+        if events.is_empty() && damages.is_empty() {
             self.show(&heads, &checkpoints).await?;
             return Ok(false);
         }
         let rows = self.rows(&events).await?;
         let mut changes = Changes::default();
+        let mut contradictions = damages;
         for (partition, events) in &events {
             for model in ReadModel::ALL {
                 let from = checkpoints[&model][partition.index()];
                 // The other read model may be behind: what this one has already is not applied again.
                 let new = events.partition_point(|event| event.position <= from.position);
                 if let Err(found) = fold::fold(model, *partition, from, &events[new..], &rows, &mut changes) {
-                    self.halt(*partition, model, &found).await?;
+                    contradictions.push((*partition, model, found));
                 }
+            }
+        }
+        if !contradictions.is_empty() {
+            // Rows that another runner wrote since the checkpoints were read contradict them, too: then begin again.
+            if self.checkpoints().await? != checkpoints {
+                return Ok(true);
+            }
+            for (partition, model, found) in contradictions {
+                self.halt(partition, model, &found).await?;
             }
         }
         let applied: usize = changes.steps.len();
@@ -252,37 +271,60 @@ impl Rounds {
         Ok(applied > 0)
     }
 
-    /// The events after the checkpoints, as many as one round takes.
+    /// The events after the checkpoints, as many as one round takes, and what is in the way of more: an event that is
+    /// missing or damaged, or a log that ends before its read models.
     async fn news(
         &self,
         heads: &[Head; PARTITIONS],
         checkpoints: &HashMap<ReadModel, [Head; PARTITIONS]>,
-    ) -> Result<Vec<(Partition, Vec<Event>)>, StoreError> {
+    ) -> Result<(Vec<(Partition, Vec<Event>)>, Vec<Found>), StoreError> {
         let mut room = match self.database {
             Database::Postgres(_) => ROUND_EVENTS_POSTGRES,
             Database::Sqlite(_) => ROUND_EVENTS_SQLITE,
         };
-        let mut news = Vec::new();
+        let (mut news, mut damages) = (Vec::new(), Vec::new());
         for partition in Partition::all() {
-            let from = ReadModel::ALL.map(|model| checkpoints[&model][partition.index()].position);
-            let from = from[0].min(from[1]);
             let paused = self.halted.get(&partition).is_some_and(|since| since.elapsed() < RETRY_HALTED);
-            if room == 0 || paused || heads[partition.index()].position <= from {
+            if room == 0 || paused {
                 continue;
             }
-            match self.database.events_after(partition, from, room).await {
-                Ok(events) => {
-                    room -= events.len();
-                    news.push((partition, events));
+            let head = heads[partition.index()];
+            for model in ReadModel::ALL {
+                let at = checkpoints[&model][partition.index()];
+                if at.position > head.position || (at.position == head.position && at.hash != head.hash) {
+                    let (expected, found) = (format!("{at:?} or later"), format!("{head:?}"));
+                    let found = Contradiction { position: at.position, field: "head", expected, found };
+                    damages.push((partition, model, found));
                 }
-                // Verification tells the operator; here it must only not stop the other partitions.
-                Err(StoreError::Damaged(damage)) => {
-                    tracing::error!(%damage, "a damaged event stops the read models of its partition");
+            }
+            let from = ReadModel::ALL.map(|model| checkpoints[&model][partition.index()].position);
+            let from = from[0].min(from[1]);
+            if head.position <= from {
+                continue;
+            }
+            let mut events = Vec::new();
+            let mut damage = None;
+            for row in self.database.rows_after(partition, from, room).await? {
+                match row {
+                    Ok(event) => events.push(event),
+                    Err(damaged) => {
+                        damage = Some((damaged.column, damaged.reason));
+                        break;
+                    }
                 }
-                Err(error) => return Err(error),
+            }
+            if events.is_empty() {
+                // The head says that there is one.
+                let position = from.next();
+                let (field, found) = damage.unwrap_or(("position", "is missing".to_owned()));
+                let found = Contradiction { position, field, expected: format!("the event at {position}"), found };
+                damages.push((partition, ReadModel::Balances, found));
+            } else {
+                room -= events.len();
+                news.push((partition, events));
             }
         }
-        Ok(news)
+        Ok((news, damages))
     }
 
     async fn rows(&self, events: &[(Partition, Vec<Event>)]) -> Result<Rows, StoreError> {

@@ -11,6 +11,8 @@ use crate::{postgres, sqlite};
 pub struct DamagedModelRow {
     pub table: &'static str,
     pub partition: i64,
+    /// The position that the row stands at, as far as it can be read.
+    pub position: i64,
     /// Whose row it is, in words.
     pub key: String,
     pub column: &'static str,

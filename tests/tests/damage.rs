@@ -134,7 +134,7 @@ async fn verify_names_each_damage_that_is_done_by_hand(database: NewDatabase) {
             vec!["update balances set balance = balance + 5".to_owned()],
             vec!["update balances set balance = balance - 5".to_owned()],
             "balance_mismatch",
-            0,
+            5,
         ),
         (
             "the head row edited",
@@ -153,8 +153,7 @@ async fn verify_names_each_damage_that_is_done_by_hand(database: NewDatabase) {
         assert_eq!(code, 1, "{what}: {verified:#}");
         assert_eq!(verified["consistent"], false, "{what}");
         let named = verified["findings"].as_array().expect("a list").iter().any(|finding| {
-            let at = position == 0 || finding["position"] == position;
-            finding["kind"] == kind && finding["partition"] == partition && at
+            finding["kind"] == kind && finding["partition"] == partition && finding["position"] == position
         });
         assert!(named, "{what}: {verified:#}");
         found += 1;

@@ -81,6 +81,8 @@ impl NextTables for Next {
 
     async fn hold(&mut self) -> Result<[Head; PARTITIONS], RebuildError> {
         sqlx::query("begin").execute(&mut self.connection).await?;
+        // Readers queue behind the switch while it waits for one of them: not for long.
+        sqlx::query("set local lock_timeout = '1s'").execute(&mut self.connection).await?;
         sqlx::query("select 1 from projection_checkpoints order by projection, partition for update")
             .execute(&mut self.connection)
             .await?;

@@ -191,6 +191,13 @@ fn of_freeze(
 
 fn damaged(kind: Kind, partition: Partition, damage: &DamagedModelRow) -> Finding {
     let mut finding = Finding::at(kind, partition, Position::ZERO, "what the replay makes", damage.to_string());
-    finding.position = None;
+    finding.position = u64::try_from(damage.position).ok().map(Position);
+    if damage.table == "balances" {
+        let (user_id, credit_type) = damage.key.split_once('/').unwrap_or((&damage.key, ""));
+        finding.user_id = Some(user_id.to_owned());
+        finding.credit_type = Some(credit_type.to_owned());
+    } else {
+        finding.transaction_id = Some(damage.key.clone());
+    }
     finding
 }

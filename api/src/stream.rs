@@ -1,0 +1,146 @@
+//! `GET /v1/events/stream`: server-sent events of all partitions, in order within each.
+
+use std::{collections::VecDeque, convert::Infallible, time::Duration};
+
+use axum::{
+    extract::State,
+    http::HeaderMap,
+    response::{
+        IntoResponse, Response,
+        sse::{Event as Message, KeepAlive, Sse},
+    },
+};
+use futures::stream;
+use ledger_core::{Epoch, Event, Head, PARTITIONS, Partition, Position, json::LogEntry};
+use ledger_store::{StoreError, error::chain};
+use tokio::sync::{OwnedSemaphorePermit, watch};
+
+use crate::{cursor::StreamCursor, problem::Problem, request::Query, service::Service};
+
+/// Streams that are served at once: each looks at the log every second.
+pub(crate) const STREAMS_MAX: usize = 256;
+/// Events that a stream reads from a partition at once.
+const STREAM_PAGE: usize = 200;
+/// How long a stream waits before it looks for what other processes wrote.
+const STREAM_POLL: Duration = Duration::from_secs(1);
+/// How often a silent stream shows that it is alive.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// How soon a client is to come back when its stream ends.
+const COME_BACK: Duration = Duration::from_secs(1);
+
+pub(crate) async fn stream(
+    State(service): State<Service>,
+    query: Query,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let query = query.only(&["from"])?;
+    let permit = service.streams.clone().try_acquire_owned().map_err(|_| Problem::overloaded())?;
+    let heads = service.database.heads().await?;
+    let epoch = heads.iter().map(|head| head.epoch).max().unwrap_or(Epoch::FIRST);
+    // A browser that comes back asks by the same address and with the last id that it saw: the id is what it means.
+    let positions = match (headers.get("last-event-id"), query.get("from")) {
+        (Some(text), _) => {
+            let cursor = StreamCursor::parse(text.to_str().unwrap_or_default())
+                .ok_or_else(|| Problem::invalid("Last-Event-ID", "must be the id of a message of this stream"))?;
+            if was_undone(&service, &cursor, epoch, &heads).await? {
+                return Err(Problem::invalid(
+                    "Last-Event-ID",
+                    "is of events that a restore of the database undid; begin again with ?from=start",
+                ));
+            }
+            cursor.positions
+        }
+        (None, Some("start")) => [Position::ZERO; PARTITIONS],
+        (None, None | Some("now")) => heads.map(|head| head.position),
+        (None, Some(_)) => return Err(Problem::invalid("from", "must be start or now")),
+    };
+    let commits = service.ledger.commits();
+    let cursor = StreamCursor { epoch, positions };
+    let state = Streamed { service, commits, cursor, pending: VecDeque::new(), is_new: true, _permit: permit };
+    let messages = stream::unfold(state, |mut state| async move {
+        let message = state.next().await?;
+        Some((Ok::<_, Infallible>(message), state))
+    });
+    Ok(Sse::new(messages).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response())
+}
+
+/// Whether the cursor is of events that the log no longer holds: who has seen them must not go on as if nothing had
+/// happened.
+async fn was_undone(
+    service: &Service,
+    cursor: &StreamCursor,
+    epoch: Epoch,
+    heads: &[Head; PARTITIONS],
+) -> Result<bool, StoreError> {
+    let is_ahead = cursor.positions.iter().zip(heads).any(|(position, head)| *position > head.position);
+    if is_ahead || cursor.epoch > epoch {
+        return Ok(true);
+    }
+    if cursor.epoch == epoch {
+        return Ok(false);
+    }
+    // Restored since: what stands at the cursor's places must be of the cursor's epoch, or older.
+    let places: Vec<_> = Partition::all()
+        .map(|partition| (partition, cursor.positions[partition.index()]))
+        .filter(|(_, position)| *position > Position::ZERO)
+        .collect();
+    let events = service.database.events_at(&places).await?;
+    Ok(events.len() < places.len() || events.iter().any(|event| event.epoch > cursor.epoch))
+}
+
+struct Streamed {
+    service: Service,
+    commits: watch::Receiver<u64>,
+    cursor: StreamCursor,
+    pending: VecDeque<Event>,
+    is_new: bool,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Streamed {
+    /// The next message; the end when the service stops or the log cannot be read: the client comes back with its cursor.
+    async fn next(&mut self) -> Option<Message> {
+        if std::mem::take(&mut self.is_new) {
+            // An id without data is no event to a client, but moves its place: it may have to come back before the first.
+            return Some(Message::default().retry(COME_BACK).id(self.cursor.to_string()));
+        }
+        loop {
+            if let Some(event) = self.pending.pop_front() {
+                self.cursor.positions[event.partition.index()] = event.position;
+                self.cursor.epoch = self.cursor.epoch.max(event.epoch);
+                let data = serde_json::to_string(&LogEntry(&event)).expect("an event is JSON");
+                let message = Message::default().id(self.cursor.to_string()).event(event.event_type.name());
+                return Some(message.data(data));
+            }
+            if *self.service.stopping.borrow() {
+                return None;
+            }
+            self.commits.mark_unchanged();
+            match self.read().await {
+                Ok(true) => continue,
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(error = %chain(&error), "a stream ends: the log cannot be read");
+                    return None;
+                }
+            }
+            let mut stopping = self.service.stopping.clone();
+            tokio::select! {
+                // News, or time to look all the same.
+                _ = tokio::time::timeout(STREAM_POLL, self.commits.changed()) => {}
+                _ = stopping.wait_for(|stopping| *stopping) => {}
+            }
+        }
+    }
+
+    async fn read(&mut self) -> Result<bool, StoreError> {
+        let heads = self.service.database.heads().await?;
+        for partition in Partition::all() {
+            let after = self.cursor.positions[partition.index()];
+            if heads[partition.index()].position > after {
+                self.pending.extend(self.service.database.events_after(partition, after, STREAM_PAGE).await?);
+            }
+        }
+        Ok(!self.pending.is_empty())
+    }
+}
