@@ -93,7 +93,7 @@ async fn a_command_that_cannot_be_read_is_named_by_its_index(database: NewDataba
         (json!({ "commands": {} }), "commands"),
         (json!({ "atomic": 1, "commands": [] }), "atomic"),
         (json!({ "commands": [{ "type": "steal" }] }), "commands[0].type"),
-        (json!({ "commands": [7] }), "commands[0].body"),
+        (json!({ "commands": [7] }), "commands[0]"),
     ] {
         assert_eq!(service.post("/v1/batches", &body).await.expect(400)["field"], field, "{body}");
     }

@@ -59,13 +59,14 @@ async fn a_transaction_that_is_held_open_while_others_commit_is_not_skipped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn two_projectors_at_once_apply_each_event_once() {
+async fn three_projectors_at_once_apply_each_event_once() {
     for database in [tests::store::sqlite(), postgres()] {
         let opened = Database::open(&database.url).await.expect("opens");
         let ledger = Ledger::start(opened.clone(), LedgerOptions::default()).await.expect("starts");
         let runners = [
             Runner::start(opened.clone(), Some(ledger.commits())),
             Runner::start(Database::open(&database.url).await.expect("opens"), None),
+            Runner::start(Database::open(&database.url).await.expect("opens"), Some(ledger.commits())),
         ];
         for number in 0..300_u64 {
             ledger.execute(credit(&format!("user-{}", number % 7), 1, &number.to_string())).await.expect("credited");
@@ -85,6 +86,59 @@ async fn two_projectors_at_once_apply_each_event_once() {
         for runner in runners {
             runner.stop().await;
         }
+        // That one was quicker than the other is no inconsistency.
+        assert_eq!(inconsistencies(&opened).await, Vec::<String>::new());
+        ledger.stop().await;
+    }
+}
+
+/// What projectors found that cannot be.
+async fn inconsistencies(database: &Database) -> Vec<String> {
+    let sql = "select projection || ' ' || kind || ' ' || expected || ' ' || found from inconsistencies";
+    let found = match database {
+        Database::Postgres(database) => sqlx::query_scalar(sql).fetch_all(database.pool()).await,
+        Database::Sqlite(database) => sqlx::query_scalar(sql).fetch_all(database.readers()).await,
+    };
+    found.expect("read")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edited_balance_stops_its_partition_and_no_other_until_a_rebuild() {
+    for database in [tests::store::sqlite(), postgres()] {
+        let opened = Database::open(&database.url).await.expect("opens");
+        let ledger = Ledger::start(opened.clone(), LedgerOptions::default()).await.expect("starts");
+        let runner = Runner::start(opened.clone(), Some(ledger.commits()));
+        let [one, other] = [1, 2].map(|number| user_in(Partition::new(number).expect("there is one")));
+        for user in [&one, &other] {
+            ledger.execute(credit(user, 10, "1")).await.expect("credited");
+        }
+        let mut progress = runner.progress();
+        let applied = progress.wait_for(|progress| progress.positions[1].0 == 1 && progress.positions[2].0 == 1);
+        tokio::time::timeout(Duration::from_secs(30), applied).await.expect("in time").expect("it runs");
+
+        let vandalism = format!("update balances set balance = 11, available = 11 where user_id = '{one}'");
+        match &opened {
+            Database::Postgres(database) => {
+                sqlx::query(sqlx::AssertSqlSafe(vandalism)).execute(database.pool()).await.expect("edited");
+            }
+            Database::Sqlite(database) => {
+                let mut turn = database.relaxed_turn().await;
+                sqlx::query(sqlx::AssertSqlSafe(vandalism)).execute(turn.connection()).await.expect("edited");
+            }
+        }
+        for user in [&one, &other] {
+            ledger.execute(credit(user, 10, "2")).await.expect("credited");
+        }
+        let halted = progress.wait_for(|progress| {
+            progress.positions[2].0 == 2 && progress.halted == [Partition::new(1).expect("there is one")]
+        });
+        tokio::time::timeout(Duration::from_secs(30), halted).await.expect("in time").expect("it runs");
+        assert_eq!(inconsistencies(&opened).await, ["balances balance 21 20"]);
+
+        projector::rebuild::rebuild(&opened, &mut |_| {}).await.expect("rebuilt");
+        let mended = progress.wait_for(|progress| progress.halted.is_empty() && progress.positions[1].0 == 2);
+        tokio::time::timeout(Duration::from_secs(30), mended).await.expect("in time").expect("it runs");
+        runner.stop().await;
         ledger.stop().await;
     }
 }
