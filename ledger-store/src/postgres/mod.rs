@@ -54,8 +54,10 @@ impl Postgres {
             .application_name("ledger")
             .options(SESSION)
             .disable_statement_logging();
-        let mut connection = PgConnection::connect_with(&options).await?;
         let place = describe(&options);
+        let mut connection = PgConnection::connect_with(&options)
+            .await
+            .map_err(|error| StoreError::Address(format!("cannot connect to {place}: {error}")))?;
         // A schema that is up to date is left alone: the service's role need not be the one that migrates.
         if create && !schema::is_current(version(&mut connection).await, &MIGRATIONS) {
             schema::migrator(&MIGRATIONS).run(&mut connection).await?;
