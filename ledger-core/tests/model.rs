@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 
 use ledger_core::{
-    Account, AccountState, Action, Amount, Balance, BusinessKey, Command, Event, EventType, Freeze, Head, MAX_AMOUNT,
-    NamedAccount, Original, OriginalKind, Position, Provenance, Situation, Slot, Timestamp, TransactionId, chain,
-    decide,
+    Account, AccountState, Action, Amount, Balance, BatchMark, BusinessKey, Command, Event, EventType, Freeze, Head,
+    MAX_AMOUNT, NamedAccount, Original, OriginalKind, Partition, Position, Provenance, Situation, Slot, Timestamp,
+    TransactionId, chain, decide,
 };
 use proptest::prelude::*;
 
@@ -230,7 +230,7 @@ proptest! {
     }
 
     #[test]
-    fn a_change_to_any_field_changes_the_hash(which in 0..20_usize, delta in 1..1_000_u64) {
+    fn a_change_to_any_field_changes_the_hash(which in 0..25_usize, delta in 1..1_000_u64) {
         let account = Account::new("ann", "points").expect("valid");
         let mut real = Real {
             account: account.clone(), state: None, originals: HashMap::new(), head: Head::EMPTY, balance: None,
@@ -238,6 +238,7 @@ proptest! {
         };
         let event = real.ask(Action::Credit { account, amount: Amount::new(delta).expect("valid") }, 1).expect("done");
         let mut other = event.clone();
+        let nowhere = TransactionId::derive(&event.account, ledger_core::Epoch(9), Position(9), &event.key);
         match which {
             0 => other.epoch.0 += 1,
             1 => other.position.0 += delta,
@@ -258,10 +259,14 @@ proptest! {
             16 => other.description = Some("".into()),
             17 => other.metadata = Some("{}".into()),
             18 => other.expires_at = Some(event.recorded_at),
+            19 => other.partition = Partition::all().find(|other| *other != event.partition).expect("there are more"),
+            20 => other.transaction_id = nowhere,
+            21 => other.operation_id = uuid::Uuid::from_u128(u128::from(delta)),
+            22 => other.actor = "another".into(),
+            23 => other.batch = Some(BatchMark { id: event.operation_id, size: 2, index: 0 }),
             _ => other.recorded_at = event.recorded_at.plus_seconds(delta).expect("in range"),
         }
         prop_assert_ne!(chain::link(&Head::EMPTY.hash, &other), event.hash);
-        // What was changed is no contradiction only where the fold does not look.
         prop_assert_eq!(chain::link(&Head::EMPTY.hash, &event), event.hash);
     }
 }
