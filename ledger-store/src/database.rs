@@ -178,13 +178,25 @@ impl Database {
         on_either!(self, database => database.walk_back(partition, from, bound, limit).await)
     }
 
+    /// The newest position of a partition, up to `head`, that was recorded at or before an instant. Times never run
+    /// backwards in a partition, so it is found by bisection over the primary key.
     pub(crate) async fn newest_at_or_before(
         &self,
         partition: Partition,
         at: Timestamp,
         head: Position,
     ) -> Result<Position, StoreError> {
-        on_either!(self, database => database.newest_at_or_before(partition, at, head).await)
+        let (mut low, mut high) = (0, head.0);
+        while low < high {
+            let middle = low + (high - low).div_ceil(2);
+            let event = self.event_at(partition, Position(middle)).await?;
+            if event.is_some_and(|event| event.recorded_at <= at) {
+                low = middle;
+            } else {
+                high = middle - 1;
+            }
+        }
+        Ok(Position(low))
     }
 
     pub(crate) async fn index_checkpoints(&self) -> Result<[Head; PARTITIONS], StoreError> {

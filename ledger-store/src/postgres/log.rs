@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
-use ledger_core::{Epoch, Event, Head, PARTITIONS, Partition, Position, Timestamp};
+use ledger_core::{Epoch, Event, Head, PARTITIONS, Partition, Position};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row, postgres::PgRow};
 use tokio::sync::OwnedMutexGuard;
 use uuid::Uuid;
@@ -151,33 +151,6 @@ impl Postgres {
             .fetch_all(self.pool())
             .await?;
         rows.iter().map(|row| Ok(rows::read(row)??)).collect()
-    }
-
-    /// The newest position of a partition that was recorded at or before an instant.
-    pub(crate) async fn newest_at_or_before(
-        &self,
-        partition: Partition,
-        at: Timestamp,
-        head: Position,
-    ) -> Result<Position, StoreError> {
-        // Times never run backwards in a partition, so the place is found by bisection over the primary key.
-        let at = DateTime::<Utc>::from(at);
-        let (mut low, mut high) = (0, head.0);
-        while low < high {
-            let middle = low + (high - low).div_ceil(2);
-            let recorded_at: Option<DateTime<Utc>> =
-                sqlx::query_scalar("select recorded_at from events where partition = $1 and position = $2")
-                    .bind(i16::from(partition.number()))
-                    .bind(stored(middle))
-                    .fetch_optional(self.pool())
-                    .await?;
-            if recorded_at.is_some_and(|recorded_at| recorded_at <= at) {
-                low = middle;
-            } else {
-                high = middle - 1;
-            }
-        }
-        Ok(Position(low))
     }
 }
 

@@ -126,32 +126,6 @@ impl Sqlite {
             .await?;
         rows.iter().map(|row| Ok(rows::read(row)??)).collect()
     }
-
-    /// When the event at a place was recorded, in the database's own words.
-    pub(crate) async fn newest_at_or_before(
-        &self,
-        partition: Partition,
-        at: ledger_core::Timestamp,
-        head: Position,
-    ) -> Result<Position, StoreError> {
-        // Times never run backwards in a partition, so the place is found by bisection over the primary key.
-        let (mut low, mut high) = (0, head.0);
-        while low < high {
-            let middle = low + (high - low).div_ceil(2);
-            let recorded_at: Option<String> =
-                sqlx::query_scalar("select recorded_at from events where partition = ? and position = ?")
-                    .bind(i64::from(partition.number()))
-                    .bind(stored(middle))
-                    .fetch_optional(self.readers())
-                    .await?;
-            if recorded_at.is_some_and(|recorded_at| recorded_at <= at.to_string()) {
-                low = middle;
-            } else {
-                high = middle - 1;
-            }
-        }
-        Ok(Position(low))
-    }
 }
 
 impl LockedHeads {
