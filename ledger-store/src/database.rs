@@ -124,6 +124,11 @@ impl Database {
         on_either!(self, database => database.rows_after(partition, after, limit).await)
     }
 
+    /// The positions of a partition's rows that stand before the first place, at most 1,000: the ledger writes none there.
+    pub async fn positions_before_first(&self, partition: Partition) -> Result<Vec<i64>, StoreError> {
+        on_either!(self, database => database.positions_before_first(partition).await)
+    }
+
     /// The event at a place, if there is one.
     pub async fn event_at(&self, partition: Partition, position: Position) -> Result<Option<Event>, StoreError> {
         Ok(self.events_at(&[(partition, position)]).await?.pop())

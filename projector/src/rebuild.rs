@@ -118,7 +118,7 @@ async fn fill_and_switch(
 ) -> Result<Rebuilt, RebuildError> {
     let began = Instant::now();
     let first = database.heads().await?;
-    let mut shown = Progress { done: 0, all: first.iter().map(|head| head.position.0).sum() };
+    let mut shown = Progress { done: 0, all: first.iter().fold(0, |sum, head| sum.saturating_add(head.position.0)) };
     let mut at = [BEGINNING; PARTITIONS];
     let mut digests = [(Hash::ZERO, Hash::ZERO); PARTITIONS];
     let (mut accounts, mut freezes) = (0, 0);

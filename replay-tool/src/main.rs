@@ -4,7 +4,7 @@ mod finding;
 mod progress;
 mod verify;
 
-use std::process::ExitCode;
+use std::{io::Write, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 use ledger_store::{Database, StoreError, error::chain};
@@ -13,6 +13,13 @@ use serde_json::json;
 
 use progress::Progress;
 use verify::Verified;
+
+/// Prints a line. Whoever reads may have gone: the exit code still tells.
+macro_rules! say {
+    ($($line:tt)*) => {{
+        let _ = writeln!(std::io::stdout(), $($line)*);
+    }};
+}
 
 /// Verifies a ledger by replaying its log, and rebuilds its read models.
 ///
@@ -90,30 +97,30 @@ fn show_verified(verified: &Verified, as_json: bool) -> ExitCode {
             "findings_count": findings.count,
             "seconds": took.as_secs_f64(),
         });
-        println!("{document}");
+        say!("{document}");
     } else {
         for finding in &findings.kept {
             let kind = serde_json::to_value(finding.kind).unwrap_or_default();
-            println!(
+            say!(
                 "{:<20} partition {:>2} position {:>8}  {}",
                 kind.as_str().unwrap_or_default(),
                 finding.partition,
                 finding.position.map_or_else(|| "-".to_owned(), |position| position.to_string()),
                 whose(finding),
             );
-            println!("    expected {}", finding.expected);
-            println!("    found    {}", finding.found);
-            println!("    remedy   {}", finding.remedy);
+            say!("    expected {}", finding.expected);
+            say!("    found    {}", finding.found);
+            say!("    remedy   {}", finding.remedy);
         }
         let more = findings.count - findings.kept.len() as u64;
         if more > 0 {
-            println!("… and {more} more");
+            say!("… and {more} more");
         }
-        println!("events    {events}\naccounts  {accounts}\ndigest    {digest}\nseconds   {:.1}", took.as_secs_f64());
+        say!("events    {events}\naccounts  {accounts}\ndigest    {digest}\nseconds   {:.1}", took.as_secs_f64());
         if consistent {
-            println!("consistent");
+            say!("consistent");
         } else {
-            println!("INCONSISTENT: {} findings", findings.count);
+            say!("INCONSISTENT: {} findings", findings.count);
         }
     }
     ExitCode::from(u8::from(!consistent))
@@ -138,9 +145,9 @@ fn show_rebuilt(rebuilt: Result<Rebuilt, RebuildError>, as_json: bool) -> Result
                     "rebuilt": true, "digest": digest, "events": events, "accounts": accounts, "freezes": freezes,
                     "seconds": took.as_secs_f64(),
                 });
-                println!("{document}");
+                say!("{document}");
             } else {
-                println!(
+                say!(
                     "events    {events}\naccounts  {accounts}\nfreezes   {freezes}\ndigest    {digest}\nseconds   {:.1}\nrebuilt",
                     took.as_secs_f64()
                 );
@@ -151,9 +158,9 @@ fn show_rebuilt(rebuilt: Result<Rebuilt, RebuildError>, as_json: bool) -> Result
         Err(RebuildError::AlreadyRunning) => Ok(could_not_run("another rebuild is running; wait for it")),
         Err(error @ (RebuildError::Contradiction { .. } | RebuildError::Differs { .. })) => {
             if as_json {
-                println!("{}", json!({ "rebuilt": false, "why": error.to_string() }));
+                say!("{}", json!({ "rebuilt": false, "why": error.to_string() }));
             } else {
-                println!("not rebuilt: {error}");
+                say!("not rebuilt: {error}");
             }
             Ok(ExitCode::from(1))
         }

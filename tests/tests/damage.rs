@@ -123,6 +123,27 @@ async fn verify_names_each_damage_that_is_done_by_hand(database: NewDatabase) {
             6,
         ),
         (
+            "a row inserted before the first",
+            vec![format!(
+                "insert into events ({columns}, position) select {columns}, 0 from events where {}",
+                place(5)
+            )],
+            vec![format!("delete from events where {}", place(0))],
+            "damaged_event",
+            0,
+        ),
+        (
+            "a checkpoint's epoch edited",
+            vec![format!(
+                "update projection_checkpoints set epoch = epoch + 1 where partition = {partition} and projection = 'balances'"
+            )],
+            vec![format!(
+                "update projection_checkpoints set epoch = epoch - 1 where partition = {partition} and projection = 'balances'"
+            )],
+            "checkpoint_mismatch",
+            5,
+        ),
+        (
             "a balance edited",
             vec!["update balances set balance = balance + 5, available = available + 5".to_owned()],
             vec!["update balances set balance = balance - 5, available = available - 5".to_owned()],

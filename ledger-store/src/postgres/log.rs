@@ -117,6 +117,12 @@ impl Postgres {
         rows.iter().map(rows::read).collect()
     }
 
+    /// The positions of rows that stand before the first place: the ledger writes none there.
+    pub(crate) async fn positions_before_first(&self, partition: Partition) -> Result<Vec<i64>, StoreError> {
+        let sql = "select position from events where partition = $1 and position < 1 order by position limit 1000";
+        Ok(sqlx::query_scalar(sql).bind(i16::from(partition.number())).fetch_all(self.pool()).await?)
+    }
+
     /// Walks an account's events back from the one at `from`, which is the first that is looked at: those that lie
     /// within `bound`, newest first, at most `limit`.
     pub(crate) async fn walk_back(

@@ -108,6 +108,14 @@ impl Replay {
         }
     }
 
+    /// The head of a partition without events names nothing: the next event would be chained to it.
+    pub(crate) fn check_empty_head(&self, head: &Head, findings: &mut Findings) {
+        if head.hash != Hash::ZERO {
+            let (expected, found) = (format!("hash {}", Hash::ZERO), head.hash.to_string());
+            findings.push(Finding::at(Kind::HeadMismatch, self.partition, head.position, expected, found));
+        }
+    }
+
     fn check_place(&mut self, event: &Event, findings: &mut Findings) {
         if let Some(previous) = self.hash {
             let expected = chain::link(&previous, event);

@@ -39,7 +39,7 @@ pub(crate) struct Verified {
 pub(crate) async fn verify(database: &Database, progress: &Progress) -> Result<Verified, StoreError> {
     let began = Instant::now();
     let heads = database.heads().await?;
-    progress.expect(heads.iter().map(|head| head.position.0).sum());
+    progress.expect(heads.iter().fold(0, |sum, head| sum.saturating_add(head.position.0)));
     let mut batches = Batches::new(heads.map(|head| head.position));
     let mut findings = Findings::default();
     let mut digests = [(Hash::ZERO, Hash::ZERO); PARTITIONS];
@@ -70,6 +70,10 @@ async fn verify_partition(
     let end = head.position.max(comparison.furthest().min(now.position));
     let mut replay = Replay::new(partition);
     let mut newest: Option<Event> = None;
+    find_before_first(database, partition, findings).await?;
+    if head.position == Position::ZERO {
+        replay.check_empty_head(head, findings);
+    }
     comparison.at(Position::ZERO, None, &replay.accounts, &replay.freezes, findings);
     while replay.position() < end {
         let missing = usize::try_from(end.0 - replay.position().0).unwrap_or(usize::MAX);
@@ -97,6 +101,19 @@ async fn verify_partition(
     find_beyond_head(database, partition, now.position.max(end), findings).await?;
     drop(newest);
     Ok(replay)
+}
+
+/// Rows that no read of the log meets, because it begins at position 1.
+async fn find_before_first(
+    database: &Database,
+    partition: Partition,
+    findings: &mut Findings,
+) -> Result<(), StoreError> {
+    for position in database.positions_before_first(partition).await? {
+        let found = format!("a row at position {position}");
+        findings.push(Finding::at(Kind::DamagedEvent, partition, Position::ZERO, "nothing before position 1", found));
+    }
+    Ok(())
 }
 
 /// Events and heads move together. So whatever is seen past the head must be below a head that is read after it.

@@ -66,11 +66,16 @@ impl Comparison {
 }
 
 fn check_checkpoint(name: &str, partition: Partition, at: &Head, newest: Option<&Event>, findings: &mut Findings) {
-    if let Some(event) = newest.filter(|event| event.position == at.position)
-        && event.hash != at.hash
-    {
-        let expected = format!("checkpoint of {name} with hash {}", event.hash);
-        findings.push(Finding::at(Kind::CheckpointMismatch, partition, at.position, expected, at.hash.to_string()));
+    let log = match newest.filter(|event| event.position == at.position) {
+        Some(event) => event.head(),
+        // Before the first event the epoch says nothing, but the hash must be that of nothing.
+        None if at.position == Position::ZERO => Head { epoch: at.epoch, ..Head::EMPTY },
+        None => return,
+    };
+    if log != *at {
+        let expected = format!("checkpoint of {name} with epoch {} hash {}", log.epoch.0, log.hash);
+        let found = format!("epoch {} hash {}", at.epoch.0, at.hash);
+        findings.push(Finding::at(Kind::CheckpointMismatch, partition, at.position, expected, found));
     }
 }
 
