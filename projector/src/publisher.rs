@@ -40,8 +40,8 @@ const STAND_BY: Duration = Duration::from_secs(1);
 /// How long a publisher that stopped with an alert waits before it looks whether a person has mended it.
 const ALERT_PAUSE: Duration = Duration::from_secs(10);
 
-/// Where to publish.
-#[derive(Debug, Clone)]
+/// Where to publish. Not to be printed: the address may hold a password.
+#[derive(Clone)]
 pub struct PublisherOptions {
     /// `nats://HOST:PORT`, with user and password in it where the server wants them.
     pub nats_url: String,

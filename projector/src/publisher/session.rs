@@ -83,6 +83,9 @@ impl Session {
         }
         let client = async_nats::ConnectOptions::new()
             .connection_timeout(CONNECT_TIMEOUT)
+            // A client that comes back later than its session would send what it still has queued beside the next
+            // session's messages: after one quick attempt it is given up, and the stream is read anew.
+            .max_reconnects(1)
             .name("ledger")
             .connect(&publishing.options.nats_url)
             .await
@@ -245,11 +248,32 @@ async fn read_stream(stream: &mut Stream, mut at: Checkpoint) -> Result<Checkpoi
     if state.last_sequence < at.sequence {
         return Err(SessionError::Alert(format!(
             "the stream {STREAM} ends at sequence {}, but {} was published: it lost messages or was made anew; restore it, \
-             or delete its row in publisher_checkpoints to publish everything again into an empty stream",
+             or delete the stream and its rows in publisher_checkpoints to publish everything again",
             state.last_sequence, at.sequence
         )));
     }
+    if state.first_sequence > at.sequence + 1 {
+        return Err(SessionError::Alert(format!(
+            "the stream {STREAM} begins at sequence {}, but only {} is known to have been published: messages in between \
+             were purged, and what they held cannot be told; restore the stream, or delete the stream and its rows in \
+             publisher_checkpoints to publish everything again",
+            state.first_sequence, at.sequence
+        )));
+    }
     let stream = &*stream;
+    if (state.first_sequence.max(1)..=state.last_sequence).contains(&at.sequence) {
+        let message = stream.get_raw_message(at.sequence).await.map_err(|error| lost(error.to_string()))?;
+        if let Some((partition, head)) = message::place(&message.headers)
+            // After a restore the log goes on from before what was published; otherwise this is the partition's newest.
+            && at.published[partition.index()].position >= head.position
+            && at.published[partition.index()].hash != head.hash
+        {
+            return Err(SessionError::Alert(format!(
+                "the stream {STREAM} holds another event at sequence {} than was published there: it is another stream",
+                at.sequence
+            )));
+        }
+    }
     let mut messages = futures::stream::iter(at.sequence + 1..=state.last_sequence)
         .map(|sequence| async move { stream.get_raw_message(sequence).await })
         .buffered(READ_WINDOW);
