@@ -24,6 +24,7 @@ const USER: &str = "ledgertest";
 pub struct Postgres {
     directory: TempDir,
     port: u16,
+    settings: &'static [&'static str],
     postmaster: Option<Child>,
 }
 
@@ -37,7 +38,17 @@ impl Postgres {
     /// When PostgreSQL is not installed or does not start.
     #[must_use]
     pub fn start() -> Self {
-        let directory = tempfile::Builder::new().prefix("ledger-pg").tempdir_in("/tmp").expect("a temporary folder");
+        Self::start_with(Path::new("/tmp"), &["shared_buffers=128MB"])
+    }
+
+    /// Makes a cluster in a folder of its own within `parent` and starts it with these settings besides.
+    ///
+    /// # Panics
+    ///
+    /// When PostgreSQL is not installed or does not start.
+    #[must_use]
+    pub fn start_with(parent: &Path, settings: &'static [&'static str]) -> Self {
+        let directory = tempfile::Builder::new().prefix("ledger-pg").tempdir_in(parent).expect("a temporary folder");
         let data = directory.path().join("data");
         fs::create_dir(&data).expect("a folder for the cluster");
         if let Some((uid, gid)) = other_user() {
@@ -50,7 +61,7 @@ impl Postgres {
             .stdout(Stdio::null())
             .status();
         assert!(made.is_ok_and(|status| status.success()), "initdb failed");
-        let mut cluster = Self { directory, port: free_port(), postmaster: None };
+        let mut cluster = Self { directory, port: free_port(), settings, postmaster: None };
         cluster.run();
         cluster
     }
@@ -72,7 +83,8 @@ impl Postgres {
         let mut postmaster = as_server_user(&program("postgres"));
         postmaster
             .args(["-D", &text(&self.data()), "-p", &self.port.to_string(), "-k", &directory])
-            .args(["-c", "listen_addresses=127.0.0.1", "-c", "max_connections=200", "-c", "shared_buffers=128MB"])
+            .args(["-c", "listen_addresses=127.0.0.1", "-c", "max_connections=200"])
+            .args(self.settings.iter().flat_map(|setting| ["-c", setting]))
             .stdout(Stdio::null())
             .stderr(log);
         self.postmaster = Some(spawn(postmaster));
@@ -132,7 +144,19 @@ impl Postgres {
         String::from_utf8(output.stdout).expect("psql prints UTF-8").trim_end().to_owned()
     }
 
-    fn data(&self) -> PathBuf {
+    /// The number of the server's first process.
+    ///
+    /// # Panics
+    ///
+    /// When the server does not run.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.postmaster.as_ref().expect("the server runs").id()
+    }
+
+    /// Where the cluster's files are.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
         self.directory.path().join("data")
     }
 }

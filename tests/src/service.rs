@@ -49,10 +49,11 @@ impl Answer {
     }
 }
 
-/// Where cargo put the programs: beside the tests.
+/// Where cargo put the programs: in the folder of this one, or, for a test, which stands in `deps`, in the one above.
 fn program(name: &str) -> PathBuf {
-    let tests = std::env::current_exe().expect("a test knows itself");
-    let target = tests.parent().and_then(|deps| deps.parent()).expect("tests stand in target/PROFILE/deps");
+    let this = std::env::current_exe().expect("a program knows itself");
+    let folder = this.parent().expect("a program stands in a folder");
+    let target = if folder.ends_with("deps") { folder.parent().expect("target/PROFILE") } else { folder };
     let program = target.join(name);
     assert!(program.exists(), "{} is missing: run ./test.sh, which builds the programs first", program.display());
     program
@@ -109,6 +110,12 @@ impl Service {
     #[must_use]
     pub fn log(&self) -> String {
         self.log.lock().expect("no holder panics").clone()
+    }
+
+    /// The process's number.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// Sends it a signal by name.
