@@ -10,9 +10,9 @@ use axum::{
 };
 use chrono::DateTime;
 use ledger_core::{
-    Account, Action, Balance, BusinessKey, Command, Event, EventType, Provenance, Timestamp, json::Transaction, text,
+    Account, AccountId, Action, Balance, BusinessKey, Command, Event, EventType, Partition, Position, Provenance,
+    Timestamp, json::Transaction, text,
 };
-use serde_json::{Value, json};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -77,7 +77,7 @@ pub(crate) async fn read(
     let mut response = if headers.get_all(header::IF_NONE_MATCH).iter().any(|known| names(known, &etag)) {
         StatusCode::NOT_MODIFIED.into_response()
     } else {
-        request::json(StatusCode::OK, document(&balance).to_string())
+        request::json(StatusCode::OK, document(&balance))
     };
     response.headers_mut().insert(header::ETAG, etag_value);
     Ok(response)
@@ -119,7 +119,7 @@ async fn served(service: &Service, account: &Account, min_version: u64) -> Resul
     let mut progress = service.progress.clone();
     loop {
         progress.mark_unchanged();
-        let row = projector::balances::find(&service.database, account).await?;
+        let row = service.balances.find(account).await?;
         let newest =
             [row, service.ledger.recent(account)].into_iter().flatten().max_by_key(|balance| balance.state.version);
         match newest {
@@ -132,6 +132,7 @@ async fn served(service: &Service, account: &Account, min_version: u64) -> Resul
                 }
             }
         }
+        service.hurry.notify_one();
         // Whether it was told or not, it looks again.
         let _ = tokio::time::timeout(LOOK_AGAIN, progress.changed()).await;
     }
@@ -150,21 +151,38 @@ fn after(event: &Event) -> Balance {
     }
 }
 
-fn document(balance: &Balance) -> Value {
+/// An account as the contract has it.
+#[derive(serde::Serialize)]
+struct AccountDocument<'b> {
+    user_id: &'b str,
+    credit_type: &'b str,
+    account_id: AccountId,
+    balance: u64,
+    frozen: u64,
+    available: u64,
+    version: u64,
+    status: &'static str,
+    updated_at: Timestamp,
+    partition: Partition,
+    position: Position,
+}
+
+fn document(balance: &Balance) -> String {
     let (account, state) = (&balance.account, &balance.state);
-    json!({
-        "user_id": **account.user_id(),
-        "credit_type": **account.credit_type(),
-        "account_id": account.id(),
-        "balance": state.balance,
-        "frozen": state.frozen,
-        "available": state.available(),
-        "version": state.version,
-        "status": balance.status(),
-        "updated_at": balance.updated_at,
-        "partition": account.partition(),
-        "position": balance.position,
-    })
+    let document = AccountDocument {
+        user_id: account.user_id(),
+        credit_type: account.credit_type(),
+        account_id: account.id(),
+        balance: state.balance,
+        frozen: state.frozen,
+        available: state.available(),
+        version: state.version,
+        status: balance.status(),
+        updated_at: balance.updated_at,
+        partition: account.partition(),
+        position: balance.position,
+    };
+    serde_json::to_string(&document).expect("an account is JSON")
 }
 
 /// `GET …/transactions`: newest first.

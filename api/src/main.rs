@@ -29,6 +29,7 @@ use std::{
 use ledger_store::{Database, Ledger, LedgerOptions, error::chain};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use projector::{
+    balances::Reader,
     publisher::{Publisher, PublisherOptions},
     runner::Runner,
 };
@@ -41,6 +42,10 @@ use tokio::{
 use content::Room;
 use service::Service;
 use settings::Settings;
+
+/// Requests allocate on one thread what another one frees: this allocator is made for that.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// The bytes of bodies that may be in memory at once, over all connections: three of the largest batches.
 const BODY_BYTES_MAX: usize = 192 * 1024 * 1024;
@@ -112,7 +117,7 @@ async fn run(settings: Settings) -> Result<(), String> {
     let queue_commands_max = usize::try_from(settings.queue_commands).unwrap_or(usize::MAX);
     let options = LedgerOptions { queue_commands_max, ..LedgerOptions::default() };
     let ledger = Ledger::start(database.clone(), options).await.map_err(|error| chain(&error))?;
-    let runner = Runner::start(database.clone(), Some(ledger.commits()));
+    let runner = Runner::start(database.clone(), Some(ledger.feed()));
     tell("read models   kept by this process");
     let publisher = settings.nats().map(|nats_url| {
         let options = PublisherOptions {
@@ -134,7 +139,9 @@ async fn run(settings: Settings) -> Result<(), String> {
     let service = Service {
         ledger: ledger.clone(),
         database: database.clone(),
+        balances: Reader::start(database.clone()),
         progress: runner.progress(),
+        hurry: runner.hurry(),
         publisher: publisher.as_ref().map(Publisher::status),
         metrics,
         deadline: settings.deadline(),

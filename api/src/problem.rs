@@ -7,6 +7,7 @@ use axum::{
 };
 use ledger_core::{InvalidField, Rejection};
 use ledger_store::{CommandError, StoreError, Unavailable, error::chain};
+use projector::balances::ReadError;
 use serde_json::{Map, Value, json};
 
 use crate::body::WHOLE;
@@ -259,6 +260,15 @@ impl From<Unavailable> for Problem {
         match unavailable {
             Unavailable::Overloaded => Self::overloaded(),
             Unavailable::Store | Unavailable::Stopping => Self::store_unavailable(),
+        }
+    }
+}
+
+impl From<ReadError> for Problem {
+    fn from(error: ReadError) -> Self {
+        match error {
+            ReadError::Unavailable => Self::store_unavailable(),
+            ReadError::Damaged(damage) => StoreError::Inconsistent(damage).into(),
         }
     }
 }

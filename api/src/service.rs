@@ -6,12 +6,13 @@ use ledger_core::Partition;
 use ledger_store::{Database, Ledger, StoreError};
 use metrics_exporter_prometheus::PrometheusHandle;
 use projector::{
+    balances::Reader,
     checkpoint::{self, ReadModel},
     publisher::PublisherStatus,
     runner,
 };
 use tokio::{
-    sync::{Semaphore, watch},
+    sync::{Notify, Semaphore, watch},
     time::{Instant, timeout},
 };
 
@@ -27,7 +28,10 @@ const LOOK_AGAIN: Duration = Duration::from_millis(25);
 pub(crate) struct Service {
     pub(crate) ledger: Ledger,
     pub(crate) database: Database,
+    pub(crate) balances: Reader,
     pub(crate) progress: watch::Receiver<runner::Progress>,
+    /// Tells the projector that somebody waits for it.
+    pub(crate) hurry: Arc<Notify>,
     pub(crate) publisher: Option<watch::Receiver<PublisherStatus>>,
     pub(crate) metrics: PrometheusHandle,
     /// How long a request may take, in all.
@@ -48,6 +52,7 @@ impl Service {
         let deadline = Instant::now() + READ_MODEL_PATIENCE;
         let mut progress = self.progress.clone();
         while progress.borrow_and_update().positions[partition.index()] < wanted && Instant::now() < deadline {
+            self.hurry.notify_one();
             // Another process's projector wakes nobody here, but its checkpoint tells.
             if timeout(LOOK_AGAIN, progress.changed()).await.is_err() {
                 let checkpoints = checkpoint::read(&self.database, ReadModel::Freezes).await?;

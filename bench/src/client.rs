@@ -56,10 +56,8 @@ impl Request<'_> {
 
 /// What one load came to.
 pub(crate) struct Outcome {
-    /// Of each request.
+    /// Of each request that counts.
     pub(crate) latencies: Histogram<u64>,
-    /// Requests that were answered within the time that counts.
-    pub(crate) requests: u64,
     /// The commands in them.
     pub(crate) commands: u64,
     /// How long the time that counts was.
@@ -133,41 +131,38 @@ fn address(url: &str) -> &str {
 struct Tally {
     from: Instant,
     until: Instant,
-    requests: Cell<u64>,
+    /// When the last request that counts was answered.
+    last: Cell<Instant>,
     commands: Cell<u64>,
 }
 
 impl Tally {
     fn new(warm_up: Duration, length: Duration) -> Self {
         let from = Instant::now() + warm_up;
-        Self { from, until: from + length, requests: Cell::new(0), commands: Cell::new(0) }
+        Self { from, until: from + length, last: Cell::new(from), commands: Cell::new(0) }
     }
 
-    /// An answer came now to a request that was due then.
-    fn answered(&self, due: Instant, commands: u32, latencies: &mut Histogram<u64>) {
-        let now = Instant::now();
-        if now >= self.from && now < self.until {
-            self.requests.set(self.requests.get() + 1);
-            self.commands.set(self.commands.get() + u64::from(commands));
-            record(latencies, now - due);
-        }
+    fn counts(&self, when: Instant) -> bool {
+        when >= self.from && when < self.until
     }
 
-    fn outcome(&self, latencies: impl IntoIterator<Item = Histogram<u64>>) -> Outcome {
+    /// A request that was due then and counts was answered now.
+    fn count(&self, due: Instant, now: Instant, commands: u32, latencies: &mut Histogram<u64>) {
+        self.last.set(now);
+        self.commands.set(self.commands.get() + u64::from(commands));
+        record(latencies, now - due);
+    }
+
+    fn outcome(&self, until: Instant, latencies: impl IntoIterator<Item = Histogram<u64>>) -> Outcome {
         let mut all = histogram();
         for latencies in latencies {
             all.add(latencies).expect("the bounds are the same");
         }
-        Outcome {
-            latencies: all,
-            requests: self.requests.get(),
-            commands: self.commands.get(),
-            elapsed: self.until - self.from,
-        }
+        Outcome { latencies: all, commands: self.commands.get(), elapsed: until - self.from }
     }
 }
 
-/// Each source sends its next request as soon as the one before is answered.
+/// Each source sends its next request as soon as the one before is answered. What is answered within the time counts.
 ///
 /// # Panics
 ///
@@ -189,16 +184,19 @@ pub(crate) async fn closed_loop<S: Source>(
                 return latencies;
             }
             let commands = exchange(&mut connection, &mut buffer, &mut *source).await;
-            tally.answered(due, commands, &mut latencies);
+            let now = Instant::now();
+            if tally.counts(now) {
+                tally.count(due, now, commands, &mut latencies);
+            }
         }
     });
     let latencies = join_all(runs).await;
-    tally.outcome(latencies)
+    tally.outcome(tally.until, latencies)
 }
 
 /// Requests fall due at a constant rate, whether or not those before are answered, and are sent by the first source that
 /// is free. A latency counts from when the request was due, so waiting for a free connection is part of it. The timer's
-/// grain of a millisecond is part of it, too.
+/// grain of a millisecond is part of it, too. What is due within the time counts, however late it is answered.
 ///
 /// # Panics
 ///
@@ -227,11 +225,13 @@ pub(crate) async fn open_loop<S: Source>(
             }
             sleep_until(due.into()).await;
             let commands = exchange(&mut connection, &mut buffer, &mut *source).await;
-            tally.answered(due, commands, &mut latencies);
+            if tally.counts(due) {
+                tally.count(due, Instant::now(), commands, &mut latencies);
+            }
         }
     });
     let latencies = join_all(runs).await;
-    tally.outcome(latencies)
+    tally.outcome(tally.until.max(tally.last.get()), latencies)
 }
 
 async fn exchange<S: Source>(connection: &mut Connection, buffer: &mut Vec<u8>, source: &mut S) -> u32 {
@@ -242,16 +242,17 @@ async fn exchange<S: Source>(connection: &mut Connection, buffer: &mut Vec<u8>, 
     commands
 }
 
-/// Each source sends so many requests, one after the other.
+/// Each source sends requests, one after the other, for as long as it is wanted.
 ///
 /// # Panics
 ///
 /// When a connection breaks.
-pub(crate) async fn requests<S: Source>(url: &str, sources: &mut [S], count: usize) {
+pub(crate) async fn while_wanted<S: Source>(url: &str, sources: &mut [S], wanted: impl Fn(&S) -> bool) {
+    let wanted = &wanted;
     let runs = sources.iter_mut().map(|source| async move {
         let mut connection = Connection::open(address(url)).await.expect("the service listens");
         let mut buffer = Vec::new();
-        for _ in 0..count {
+        while wanted(source) {
             exchange(&mut connection, &mut buffer, &mut *source).await;
         }
     });

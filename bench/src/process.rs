@@ -1,34 +1,74 @@
 //! What processes use: CPU time, memory, bytes to the disk, as Linux's `/proc` tells (proc(5)).
 
-use std::fs;
+use std::{
+    collections::HashMap,
+    fs,
+    time::{Duration, Instant},
+};
 
-/// CPU seconds and bytes written of some processes, since they began.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Use {
-    pub(crate) cpu_seconds: f64,
-    pub(crate) written_bytes: u64,
-}
+use tokio::time::sleep;
+
+use crate::figures::Cpu;
 
 /// The kernel counts CPU time in hundredths of a second for user space, on every Linux.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// What one process, and its children that have ended, used.
-pub(crate) fn of(pid: u32) -> Use {
-    let Some(fields) = stat(pid) else { return Use::default() };
-    // utime, stime, cutime, cstime: fields 14 to 17.
-    let ticks: f64 = fields[11..15].iter().filter_map(|ticks| ticks.parse::<f64>().ok()).sum();
-    let written = fs::read_to_string(format!("/proc/{pid}/io"))
-        .ok()
-        .and_then(|io| io.lines().find_map(|line| line.strip_prefix("write_bytes: ")?.parse().ok()));
-    Use { cpu_seconds: ticks / TICKS_PER_SECOND, written_bytes: written.unwrap_or(0) }
+/// The processes that a load keeps busy, besides this one, which makes the load.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Busy {
+    pub(crate) service: Option<u32>,
+    /// The first process of the database's server.
+    pub(crate) database: Option<u32>,
 }
 
-/// What a process and all that it started used.
-pub(crate) fn of_family(pid: u32) -> Use {
-    family(pid).into_iter().map(of).fold(Use::default(), |sum, one| Use {
-        cpu_seconds: sum.cpu_seconds + one.cpu_seconds,
-        written_bytes: sum.written_bytes + one.written_bytes,
-    })
+impl Busy {
+    /// Runs a load, and gives what came of it and the cores that it kept busy after the warm-up.
+    pub(crate) async fn watch<T>(&self, warm_up: Duration, load: impl Future<Output = T>) -> (T, Cpu) {
+        // First, and without a pause where there is no warm-up: a load may keep this thread to itself.
+        let warm = async {
+            if !warm_up.is_zero() {
+                sleep(warm_up).await;
+            }
+            (self.cpu_seconds(), Instant::now())
+        };
+        let ((before, from), outcome) = futures::join!(warm, load);
+        let after = self.cpu_seconds();
+        let seconds = from.elapsed().as_secs_f64();
+        let cores = |part: fn(&Cpu) -> f64| (part(&after) - part(&before)) / seconds;
+        let cpu = Cpu {
+            service: cores(|cpu| cpu.service),
+            database: cores(|cpu| cpu.database),
+            client: cores(|cpu| cpu.client),
+        };
+        (outcome, cpu)
+    }
+
+    /// The bytes that each of the processes handed to the disk so far.
+    pub(crate) fn written(&self) -> Written {
+        let database = self.database.map(family).unwrap_or_default();
+        let pids = self.service.into_iter().chain(database);
+        Written(pids.map(|pid| (pid, written_bytes(pid))).collect())
+    }
+
+    fn cpu_seconds(&self) -> Cpu {
+        Cpu {
+            service: self.service.map(cpu_seconds).unwrap_or_default(),
+            database: self.database.map(|pid| family(pid).into_iter().map(cpu_seconds).sum()).unwrap_or_default(),
+            client: cpu_seconds(std::process::id()),
+        }
+    }
+}
+
+/// Bytes by process.
+#[derive(Debug)]
+pub(crate) struct Written(HashMap<u32, u64>);
+
+impl Written {
+    /// What was written since. Processes that ended in between, such as a vacuum, take their count with them.
+    pub(crate) fn since(&self, before: &Self) -> u64 {
+        let one = |(pid, bytes): (&u32, &u64)| bytes.saturating_sub(before.0.get(pid).copied().unwrap_or(0));
+        self.0.iter().map(one).sum()
+    }
 }
 
 /// The largest resident memory that the process ever had, in MiB.
@@ -38,6 +78,19 @@ pub(crate) fn memory_peak_mib(pid: u32) -> f64 {
     kib.unwrap_or(0.0) / 1024.0
 }
 
+/// The CPU time of a process and of its children that have ended.
+fn cpu_seconds(pid: u32) -> f64 {
+    let Some(fields) = stat(pid) else { return 0.0 };
+    // utime, stime, cutime, cstime: fields 14 to 17.
+    let ticks: f64 = fields[11..15].iter().filter_map(|ticks| ticks.parse::<f64>().ok()).sum();
+    ticks / TICKS_PER_SECOND
+}
+
+fn written_bytes(pid: u32) -> u64 {
+    let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
+    io.lines().find_map(|line| line.strip_prefix("write_bytes: ")?.parse().ok()).unwrap_or(0)
+}
+
 /// The fields of `/proc/PID/stat` from the third on: the second, the name, may hold anything.
 fn stat(pid: u32) -> Option<Vec<String>> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
@@ -45,6 +98,7 @@ fn stat(pid: u32) -> Option<Vec<String>> {
     Some(rest.split_whitespace().map(str::to_owned).collect())
 }
 
+/// A process and all that it started.
 fn family(pid: u32) -> Vec<u32> {
     let processes: Vec<(u32, u32)> = fs::read_dir("/proc")
         .into_iter()
@@ -64,4 +118,17 @@ fn family(pid: u32) -> Vec<u32> {
         next += 1;
     }
     family
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_written_is_summed_over_processes_old_and_new() {
+        let before = Written([(1, 100), (2, 50), (3, 7)].into());
+        // 2 ended, 3's number was used again, 4 is new.
+        let after = Written([(1, 140), (3, 5), (4, 9)].into());
+        assert_eq!(after.since(&before), 49);
+    }
 }

@@ -12,6 +12,8 @@ pub const SYSTEM_CODE_PREFIX: &str = "system.";
 pub struct BusinessKey {
     code: Arc<str>,
     id: Arc<str>,
+    /// See [`BusinessKey::hash`]: it is asked for often.
+    hash: u64,
 }
 
 impl BusinessKey {
@@ -29,16 +31,15 @@ impl BusinessKey {
 
     /// A key of the ledger itself, or one that was stored: like [`BusinessKey::new`], but `system.` codes are taken.
     pub fn reserved(code: &str, id: &str) -> Result<Self, InvalidField> {
-        Ok(Self {
-            code: text::identifier("business_code", code, BUSINESS_CODE_CHARS_MAX)?,
-            id: text::identifier("business_id", id, ID_CHARS_MAX)?,
-        })
+        let code = text::identifier("business_code", code, BUSINESS_CODE_CHARS_MAX)?;
+        Ok(Self::stored(code, text::identifier("business_id", id, ID_CHARS_MAX)?))
     }
 
     /// A key as it was stored; nothing is checked again.
     #[must_use]
     pub fn stored(code: Arc<str>, id: Arc<str>) -> Self {
-        Self { code, id }
+        let hash = hash(&code, &id);
+        Self { code, id, hash }
     }
 
     /// The kind of business step, such as `order.create`.
@@ -56,13 +57,17 @@ impl BusinessKey {
     /// 64 bits of BLAKE3 over code and id: where an index looks for this key. Two keys may share it, so whoever looks a
     /// key up compares the event that is found.
     #[must_use]
-    pub fn hash(&self) -> u64 {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(b"ledger.business-key.v1");
-        hasher.update(&(self.code.len() as u64).to_be_bytes());
-        hasher.update(self.code.as_bytes());
-        hasher.update(self.id.as_bytes());
-        let bytes = hasher.finalize();
-        u64::from_be_bytes(std::array::from_fn(|index| bytes.as_bytes()[index]))
+    pub const fn hash(&self) -> u64 {
+        self.hash
     }
+}
+
+fn hash(code: &str, id: &str) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"ledger.business-key.v1");
+    hasher.update(&(code.len() as u64).to_be_bytes());
+    hasher.update(code.as_bytes());
+    hasher.update(id.as_bytes());
+    let bytes = hasher.finalize();
+    u64::from_be_bytes(std::array::from_fn(|index| bytes.as_bytes()[index]))
 }

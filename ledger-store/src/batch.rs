@@ -1,6 +1,8 @@
 //! What was asked, what was decided, and what is not committed yet.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
+
+use foldhash::HashMap;
 
 use ledger_core::{AccountId, Command, Event, Head, PARTITIONS, Partition, Position, Rejection, Timestamp};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
@@ -120,7 +122,7 @@ impl Draft {
             recorded_at,
             span: Span::default(),
             events: Vec::new(),
-            places: HashMap::new(),
+            places: HashMap::default(),
             judged: Partitions::default(),
         }
     }

@@ -2,10 +2,12 @@
 
 use ledger_core::{AccountId, Event, Head, PARTITIONS, Partition, Position, Timestamp, TransactionId};
 
+use tokio::task::AbortHandle;
+
 use crate::{
     DamagedRow, StoreError,
     append::{Append, Appended},
-    index::{IndexEntries, KeyHash},
+    index::{IndexEntries, KeyHash, stored_hash},
     postgres::{self, Postgres},
     sqlite::{self, Sqlite},
 };
@@ -94,6 +96,14 @@ impl Database {
         }
     }
 
+    /// Starts what the database needs done beside the commits, until the handle aborts it. A server does it by itself.
+    pub(crate) fn start_upkeep(&self) -> Option<AbortHandle> {
+        match self {
+            Self::Postgres(_) => None,
+            Self::Sqlite(sqlite) => Some(sqlite.start_checkpoints()),
+        }
+    }
+
     /// Closes the connections.
     pub async fn close(&self) {
         on_either!(self, database => database.close().await);
@@ -154,6 +164,19 @@ impl Database {
     pub async fn transaction(&self, id: TransactionId) -> Result<Option<Event>, StoreError> {
         let (partition, _, position) = id.locate();
         Ok(self.event_at(partition, position).await?.filter(|event| event.transaction_id == id))
+    }
+
+    /// At most `limit` keys of a partition's key index, after the one that is given, in the index's order: the hashes of the
+    /// business key and of the account.
+    pub(crate) async fn keys_after(
+        &self,
+        partition: Partition,
+        after: Option<(u64, u64)>,
+        limit: usize,
+    ) -> Result<Vec<(u64, u64)>, StoreError> {
+        // The smallest that is stored cannot be a key's: both halves would have to be the same one number of 2^64.
+        let (business, account) = after.map_or((i64::MIN, i64::MIN), |(a, b)| (stored_hash(a), stored_hash(b)));
+        on_either!(self, database => database.keys_after(partition, (business, account), limit).await)
     }
 
     pub(crate) async fn append(&self, append: &Append) -> Result<Appended, StoreError> {

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use foldhash::HashSet;
+
 use ledger_core::{
     Account, Action, BatchMark, Command, Event, OriginalKind, Rejection, Situation, Slot, Timestamp, TransactionId,
     decide, repeats,
@@ -96,7 +98,7 @@ impl Round<'_> {
     /// The mark of a batch that makes more than one event. Its id is known with its first event.
     fn fresh_commands(&self, building: &Draft, commands: &[Command]) -> Result<Option<BatchMark>, StoreError> {
         let known = self.known(None, building);
-        let mut seen = std::collections::HashSet::new();
+        let mut seen: HashSet<_> = HashSet::default();
         for command in commands {
             if let Some(account) = owner(known, command)?
                 && known.bound(&account, &command.key)?.is_none()

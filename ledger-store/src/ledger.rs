@@ -14,6 +14,7 @@ use tokio::{
 use crate::{
     Database, StoreError,
     batch::{Answer, Ask, Newest, Request},
+    feed::Feed,
     index::KeyHash,
     published::Published,
     tail::Tail,
@@ -214,6 +215,13 @@ impl Ledger {
     #[must_use]
     pub fn commits(&self) -> watch::Receiver<u64> {
         self.published.commits()
+    }
+
+    /// The events that this process commits from now on, for one follower. There is one feed: whoever takes an event from
+    /// it, the others do not see it.
+    #[must_use]
+    pub fn feed(&self) -> Feed {
+        self.published.feed()
     }
 
     /// The positions up to which this process knows every partition to be committed.

@@ -7,6 +7,8 @@ mod append;
 mod batch;
 mod database;
 pub mod error;
+pub mod feed;
+mod filter;
 mod history;
 mod index;
 mod judge;

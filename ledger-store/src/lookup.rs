@@ -1,9 +1,8 @@
 //! What a decision has to know, from the newest layer down: drafts, the tail, the cache, and what was fetched.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::sync::Arc;
+
+use foldhash::{HashMap, HashSet};
 
 use ledger_core::{Account, AccountId, Balance, BusinessKey, Command, Event, Original, Partition, Position};
 use quick_cache::unsync::Cache;
@@ -12,6 +11,7 @@ use crate::{
     StoreError,
     batch::{Ask, Draft, Partitions, Request},
     database::Database,
+    filter::KeyFilter,
     index::KeyHash,
     tail::{OriginalEntry, Span, Tail, about, balance_after},
 };
@@ -167,11 +167,12 @@ impl<'a> Known<'a> {
 pub(crate) async fn fetch(
     database: &Database,
     layers: Layers<'_>,
+    filter: &KeyFilter,
     requests: &[Request],
 ) -> Result<Fetched, LookupError> {
     let mut fetched = Fetched::default();
     originals(database, layers, requests, &mut fetched).await?;
-    accounts_and_keys(database, layers, requests, &mut fetched).await?;
+    accounts_and_keys(database, layers, filter, requests, &mut fetched).await?;
     Ok(fetched)
 }
 
@@ -182,7 +183,7 @@ async fn originals(
     requests: &[Request],
     fetched: &mut Fetched,
 ) -> Result<(), LookupError> {
-    let mut cold: HashSet<(Partition, Position)> = HashSet::new();
+    let mut cold: HashSet<(Partition, Position)> = HashSet::default();
     for command in requests.iter().flat_map(Request::commands) {
         if let Some(original) = command.action.original() {
             let (partition, _, position) = original.locate();
@@ -224,15 +225,16 @@ async fn originals(
 async fn accounts_and_keys(
     database: &Database,
     layers: Layers<'_>,
+    filter: &KeyFilter,
     requests: &[Request],
     fetched: &mut Fetched,
 ) -> Result<(), LookupError> {
-    let mut accounts: HashSet<AccountId> = HashSet::new();
-    let mut keys: HashSet<KeyHash> = HashSet::new();
+    let mut accounts: HashSet<AccountId> = HashSet::default();
+    let mut keys: HashSet<KeyHash> = HashSet::default();
     let mut places: Vec<(Partition, Position)> = Vec::new();
     for request in requests {
         match &request.ask {
-            Ask::Newest(account) => {
+            Ask::Newest(account) if layers.account(*account).is_none() => {
                 accounts.insert(*account);
             }
             Ask::Key(hash) => {
@@ -254,11 +256,14 @@ async fn accounts_and_keys(
             let committed = [Some(&layers.tail.active), layers.tail.sealed.as_deref()];
             let in_tail = committed.into_iter().flatten().filter_map(|span| span.keys.get(&hash)).flatten();
             places.extend(in_tail.map(|position| (hash.partition, *position)));
-            accounts.insert(account);
-            keys.insert(hash);
+            if layers.account(account).is_none() {
+                accounts.insert(account);
+            }
+            if filter.may_hold(&hash) {
+                keys.insert(hash);
+            }
         }
     }
-    accounts.retain(|id| layers.account(*id).is_none());
     let accounts: Vec<_> = accounts.into_iter().collect();
     let keys: Vec<_> = keys.into_iter().collect();
 
@@ -268,6 +273,10 @@ async fn accounts_and_keys(
     refuse_ahead(layers, &key_places)?;
     places.extend(&account_places);
     places.extend(&key_places);
+    if places.is_empty() {
+        fetched.accounts.extend(accounts.iter().map(|id| (*id, None)));
+        return Ok(());
+    }
     let mut events = read(database, &places, &mut fetched.broken).await?;
 
     fetched.accounts.extend(accounts.iter().map(|id| (*id, None)));

@@ -1,7 +1,7 @@
 //! What the writer shows to others in this process.
 
 use std::sync::{
-    Mutex, PoisonError,
+    Arc, Mutex, PoisonError,
     atomic::{AtomicU64, Ordering},
 };
 
@@ -9,7 +9,11 @@ use ledger_core::{Account, Balance, Head, PARTITIONS, Position};
 use quick_cache::sync::Cache;
 use tokio::sync::watch;
 
-use crate::tail::Span;
+use crate::{
+    batch::Draft,
+    feed::{self, Feed, Waiting},
+    tail::Span,
+};
 
 /// Accounts whose newest committed state is kept at hand, so that whoever wrote reads what was written.
 const RECENT_ACCOUNTS_MAX: usize = 100_000;
@@ -19,6 +23,7 @@ pub(crate) struct Published {
     recent: Cache<ledger_core::AccountId, Balance>,
     positions: [AtomicU64; PARTITIONS],
     commits: watch::Sender<u64>,
+    waiting: Arc<Mutex<Waiting>>,
     trouble: Mutex<Option<String>>,
 }
 
@@ -28,12 +33,19 @@ impl Published {
             recent: Cache::new(RECENT_ACCOUNTS_MAX),
             positions: std::array::from_fn(|index| AtomicU64::new(heads[index].position.0)),
             commits: watch::Sender::new(0),
+            waiting: Arc::default(),
             trouble: Mutex::new(None),
         }
     }
 
-    /// A commit's events are durable, up to these heads.
-    pub(crate) fn commit(&self, span: &Span, heads: &[Head; PARTITIONS]) {
+    /// A commit of this process is durable.
+    pub(crate) fn commit(&self, draft: &mut Draft) {
+        feed::lock(&self.waiting).push(std::mem::take(&mut draft.events));
+        self.show(&draft.span, &draft.heads);
+    }
+
+    /// Events are durable, whoever wrote them, up to these heads.
+    pub(crate) fn show(&self, span: &Span, heads: &[Head; PARTITIONS]) {
         for (id, balance) in &span.accounts {
             self.recent.insert(*id, balance.clone());
         }
@@ -55,6 +67,10 @@ impl Published {
 
     pub(crate) fn commits(&self) -> watch::Receiver<u64> {
         self.commits.subscribe()
+    }
+
+    pub(crate) fn feed(&self) -> Feed {
+        Feed::new(self.waiting.clone(), self.commits())
     }
 
     pub(crate) fn trouble(&self) -> Option<String> {

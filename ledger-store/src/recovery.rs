@@ -184,7 +184,7 @@ impl Writer {
                 self.tail.read_on(&self.database, partition, head).await?;
             }
         }
-        self.published.commit(&self.tail.active, &self.tail.heads);
+        self.published.show(&self.tail.active, &self.tail.heads);
         Ok(())
     }
 

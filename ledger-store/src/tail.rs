@@ -1,6 +1,8 @@
 //! What the indexes do not hold yet: the log after their checkpoint, in memory.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
+
+use foldhash::HashMap;
 
 use ledger_core::{
     AccountId, Balance, Event, EventType, Head, Original, OriginalKind, PARTITIONS, Partition, Position, Timestamp,
@@ -230,6 +232,11 @@ impl Tail {
             return Err(broken(to.position));
         }
         Ok(read)
+    }
+
+    /// How many keys there are, in the index and here.
+    pub(crate) fn keys(&self) -> u64 {
+        self.heads.iter().map(|head| head.position.0).sum()
     }
 
     /// Moves what is active aside, to be written to the indexes.

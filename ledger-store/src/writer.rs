@@ -12,7 +12,7 @@ use std::{
 
 use tokio::{
     sync::{mpsc, watch},
-    task::JoinHandle,
+    task::{AbortHandle, JoinHandle},
     time::{sleep, sleep_until},
 };
 
@@ -21,6 +21,7 @@ use crate::{
     append::Appended,
     batch::{Batch, Request},
     database::Database,
+    filter::KeyFilter,
     judge::Round,
     ledger::{Clock, Unavailable},
     lookup::{self, Layers, LookupError},
@@ -48,6 +49,8 @@ pub(crate) struct Writer {
     pub(crate) patience: Duration,
     pub(crate) published: Arc<Published>,
     pub(crate) tail: Tail,
+    filter: Arc<KeyFilter>,
+    filling: AbortHandle,
     /// Requests that are to be decided, oldest first.
     pub(crate) waiting: VecDeque<Request>,
     /// Decided, and to be committed next.
@@ -103,6 +106,12 @@ impl From<LookupError> for Interruption {
     }
 }
 
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.filling.abort();
+    }
+}
+
 impl Writer {
     pub(crate) fn new(
         database: Database,
@@ -113,7 +122,11 @@ impl Writer {
         patience: Duration,
         published: Arc<Published>,
     ) -> Self {
+        let filter = Arc::new(KeyFilter::new(tail.keys()));
+        let filling = filter.start_to_fill(database.clone());
         Self {
+            filter,
+            filling,
             database,
             queue,
             stop,
@@ -133,6 +146,7 @@ impl Writer {
 
     /// Runs until every handle is gone or [`crate::Ledger::stop`] closed the queue, and all that waited is answered.
     pub(crate) async fn run(mut self) {
+        let upkeep = self.database.start_upkeep();
         loop {
             self.start_flush();
             if let Err(interruption) = self.advance().await {
@@ -162,6 +176,9 @@ impl Writer {
             }
         }
         self.finish_flush().await;
+        if let Some(upkeep) = upkeep {
+            upkeep.abort();
+        }
     }
 
     fn is_quiet(&self) -> bool {
@@ -202,7 +219,7 @@ impl Writer {
         };
         let layers = Layers { drafts: [None, Some(&batch.draft), in_flight], tail: &self.tail };
         let requests = self.waiting.make_contiguous();
-        let fetched = match lookup::fetch(&self.database, layers, requests).await {
+        let fetched = match lookup::fetch(&self.database, layers, &self.filter, requests).await {
             Ok(fetched) => fetched,
             Err(error) => {
                 self.building = (!batch.is_empty()).then_some(batch);
@@ -269,10 +286,10 @@ impl Writer {
 
     /// A batch is durable: its events become part of the tail, and its answers go out.
     pub(crate) fn settle(&mut self, batch: Batch) {
-        let Batch { draft, answers, .. } = batch;
+        let Batch { mut draft, answers, .. } = batch;
         self.tail.heads = draft.heads;
         self.tail.recorded_at = draft.recorded_at;
-        self.published.commit(&draft.span, &self.tail.heads);
+        self.published.commit(&mut draft);
         self.tail.active.absorb(draft.span);
         for (request, answer) in answers {
             request.answer(answer);
@@ -309,7 +326,12 @@ impl Writer {
 
     fn flushed(&mut self, outcome: Result<(), StoreError>) {
         match outcome {
-            Ok(()) => self.tail.forget_sealed(),
+            Ok(()) => {
+                if let Some(sealed) = &self.tail.sealed {
+                    self.filter.add(sealed);
+                }
+                self.tail.forget_sealed();
+            }
             Err(error) => {
                 tracing::warn!(error = %crate::error::chain(&error), "the indexes could not be written; trying again");
                 self.flush_not_before = Instant::now() + FLUSH_RETRY;
@@ -344,5 +366,9 @@ impl Writer {
     pub(crate) fn replace_tail(&mut self, tail: Tail) {
         self.flush = None;
         self.tail = tail;
+        // What was in the index and not in the old tail is not in the filter either.
+        self.filling.abort();
+        self.filter = Arc::new(KeyFilter::new(self.tail.keys()));
+        self.filling = self.filter.start_to_fill(self.database.clone());
     }
 }

@@ -1,6 +1,9 @@
 -- The event table, its heads, the indexes that are written behind it, the read models and their checkpoints.
 -- Times are RFC 3339 texts in UTC with six digits, which sort as they pass; ids are texts as in JSON; hashes are 32 bytes.
 
+-- Rows stand in the order in which they were committed, at the end of the file's tree, and the primary key is an index of
+-- small entries beside it: kept in the order of the key itself, rows would go to 64 places in the middle of the tree, and
+-- each would shift its neighbours.
 create table events (
     position          integer not null,
     previous_position integer not null,
@@ -35,7 +38,7 @@ create table events (
     metadata          text,
     hash              blob    not null,
     primary key (partition, position)
-) strict, without rowid;
+) strict;
 
 -- The newest event of each partition: an append advances it by predicate, which is the fence against a second writer.
 create table partition_heads (

@@ -17,7 +17,7 @@ use ledger_store::{Database, StoreError};
 
 use crate::{
     checkpoint::{ReadModel, Step},
-    fold::{self, Changes, Rows},
+    fold::{self, Changes, Rows, Source},
     snapshot::DamagedModelRow,
 };
 
@@ -266,7 +266,7 @@ async fn page(
 fn fold_page(partition: Partition, at: Head, events: &[Event], rows: &Rows) -> Result<Changes, RebuildError> {
     let mut changes = Changes::default();
     for model in ReadModel::ALL {
-        fold::fold(model, partition, at, events, rows, &mut changes)
+        fold::fold(model, partition, at, Source::Log, events, rows, &mut changes)
             .map_err(|contradiction| RebuildError::Contradiction { partition, contradiction })?;
     }
     Ok(changes)

@@ -12,27 +12,38 @@ use std::{
 
 use chrono::Utc;
 use ledger_core::{Event, Head, PARTITIONS, Partition, Position, Timestamp, rejection::Contradiction};
-use ledger_store::{Database, StoreError, error::chain};
+use ledger_store::{
+    Database, StoreError,
+    error::chain,
+    feed::{Feed, Taken},
+};
 use sqlx::postgres::PgListener;
 use tokio::{
     sync::{Notify, watch},
     task::JoinHandle,
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use crate::{
     checkpoint::{self, ReadModel},
     election::{Election, Office},
-    fold::{self, Changes, Rows},
+    fold::{self, Changes, Rows, Source},
     postgres, sqlite,
 };
 
 /// How long a runner that nobody wakes waits before it looks for itself: polling is the truth, waking only makes it quick.
 const POLL: Duration = Duration::from_millis(250);
-/// Events of one round on PostgreSQL.
+/// Events of one round that are read from PostgreSQL.
 const ROUND_EVENTS_POSTGRES: usize = 8_000;
 /// On SQLite commands wait while a round is written: some milliseconds.
 const ROUND_EVENTS_SQLITE: usize = 1_000;
+/// Events of one round that come from the feed. The larger, the more of them fall on the same account, whose row is then
+/// written once for all of them.
+const ROUND_EVENTS_FEED: usize = 50_000;
+/// How long it rests after a round while no more than [`BACKLOG`] events wait and nobody is in a hurry: many small rounds
+/// would write the same pages again and again.
+const REST: Duration = Duration::from_millis(200);
+const BACKLOG: usize = 20_000;
 /// A partition that stopped at an inconsistency is tried again after this long: a rebuild mends it.
 const RETRY_HALTED: Duration = Duration::from_secs(2);
 /// The pause after a failure, doubled up to [`PAUSE_MAX`].
@@ -76,14 +87,16 @@ impl Progress {
 #[derive(Debug)]
 pub struct Runner {
     progress: watch::Receiver<Progress>,
+    hurry: Arc<Notify>,
     stop: watch::Sender<bool>,
     task: JoinHandle<()>,
 }
 
 impl Runner {
-    /// Starts a projector. `wake` changes when there may be news; without it the runner polls.
+    /// Starts a projector. With the feed of the writer in the same process it is woken by its commits and need not read
+    /// them back from the database; without one it polls.
     #[must_use]
-    pub fn start(database: Database, wake: Option<watch::Receiver<u64>>) -> Self {
+    pub fn start(database: Database, feed: Option<Feed>) -> Self {
         let nothing = Progress {
             positions: [Position::ZERO; PARTITIONS],
             heads: [Position::ZERO; PARTITIONS],
@@ -92,8 +105,19 @@ impl Runner {
         };
         let (publish, progress) = watch::channel(nothing);
         let (stop, stopped) = watch::channel(false);
-        let rounds = Rounds { database, wake, stop: stopped, publish, halted: HashMap::new(), heard: Arc::default() };
-        Self { progress, stop, task: tokio::spawn(rounds.run()) }
+        let hurry = Arc::new(Notify::new());
+        let rounds = Rounds {
+            database,
+            feed,
+            stop: stopped,
+            publish,
+            halted: HashMap::new(),
+            heard: Arc::default(),
+            hurry: hurry.clone(),
+            following: None,
+            looked: Instant::now(),
+        };
+        Self { progress, hurry, stop, task: tokio::spawn(rounds.run()) }
     }
 
     /// How far the read models are, as it changes.
@@ -102,13 +126,23 @@ impl Runner {
         self.progress.clone()
     }
 
+    /// Ends the rest between two rounds when it is notified: somebody waits for the read models.
+    #[must_use]
+    pub fn hurry(&self) -> Arc<Notify> {
+        self.hurry.clone()
+    }
+
     /// Ends after the round that is under way.
     pub async fn stop(self) {
         self.stop.send_replace(true);
+        self.hurry.notify_one();
         // A task that panicked has ended, too.
         let _ = self.task.await;
     }
 }
+
+/// Events that follow the checkpoints, by partition.
+type News = Vec<(Partition, Vec<Arc<Event>>)>;
 
 /// Where which read model met what.
 type Found = (Partition, ReadModel, Contradiction);
@@ -122,14 +156,29 @@ impl Drop for AbortOnDrop {
     }
 }
 
+type Checkpoints = HashMap<ReadModel, [Head; PARTITIONS]>;
+
 struct Rounds {
     database: Database,
-    wake: Option<watch::Receiver<u64>>,
+    feed: Option<Feed>,
     stop: watch::Receiver<bool>,
     publish: watch::Sender<Progress>,
     halted: HashMap<Partition, Instant>,
     /// Another process committed.
     heard: Arc<Notify>,
+    hurry: Arc<Notify>,
+    /// The checkpoints as this runner left them, while it follows the feed. Compare-and-set finds out if they moved.
+    following: Option<Checkpoints>,
+    /// When the heads in the database were read last.
+    looked: Instant,
+}
+
+/// What a round came to.
+enum Round {
+    /// There was nothing to apply.
+    Nothing,
+    /// Events were applied, or the state was found out anew; there may be more.
+    Done,
 }
 
 impl Rounds {
@@ -153,14 +202,23 @@ impl Rounds {
         let _ears = self.listen();
         while !*self.stop.borrow() {
             if !election.won().await? {
+                self.following = None;
+                if let Some(feed) = &self.feed {
+                    feed.clear();
+                }
                 self.look().await?;
                 if self.wait(ELECTION).await {
                     self.tell_elected().await?;
                 }
                 continue;
             }
-            if !self.round().await? {
-                let _ = self.wait(POLL).await;
+            match self.round().await {
+                Ok(Round::Nothing) => drop(self.wait(POLL).await),
+                Ok(Round::Done) => self.rest().await,
+                Err(error) => {
+                    self.following = None;
+                    return Err(error);
+                }
             }
         }
         Ok(())
@@ -188,7 +246,7 @@ impl Rounds {
     async fn tell_elected(&self) -> Result<(), StoreError> {
         if let Database::Postgres(database) = &self.database {
             sqlx::query("select pg_notify($1, '')").bind(COMMITTED).execute(database.pool()).await?;
-            tokio::time::sleep(COALESCE).await;
+            sleep(COALESCE).await;
         }
         Ok(())
     }
@@ -197,12 +255,12 @@ impl Rounds {
     async fn wait(&mut self, longest: Duration) -> bool {
         let heard = self.heard.clone();
         let news = async {
-            if let Some(wake) = &mut self.wake {
-                if wake.changed().await.is_ok() {
+            if let Some(feed) = &mut self.feed {
+                if feed.changed().await {
                     return;
                 }
                 // The writer is gone: only the clock wakes now.
-                self.wake = None;
+                self.feed = None;
             }
             std::future::pending::<()>().await;
         };
@@ -215,6 +273,26 @@ impl Rounds {
         }
     }
 
+    /// Rests between two rounds, unless much waits or somebody is in a hurry.
+    async fn rest(&self) {
+        if self.following.is_none() {
+            return;
+        }
+        let mut long_enough = false;
+        // The backlog is looked at on the way: a burst must not wait.
+        for _ in 0..8 {
+            let waiting = self.feed.as_ref().map_or(0, Feed::waiting);
+            if waiting > BACKLOG || long_enough {
+                return;
+            }
+            tokio::select! {
+                () = sleep(REST / 8) => {}
+                () = self.hurry.notified() => long_enough = true,
+                () = self.heard.notified() => long_enough = true,
+            }
+        }
+    }
+
     /// Publishes how far another process's runner has come.
     async fn look(&mut self) -> Result<(), StoreError> {
         let heads = self.database.heads().await?;
@@ -222,7 +300,7 @@ impl Rounds {
         self.show(&heads, &checkpoints).await
     }
 
-    async fn checkpoints(&self) -> Result<HashMap<ReadModel, [Head; PARTITIONS]>, StoreError> {
+    async fn checkpoints(&self) -> Result<Checkpoints, StoreError> {
         let mut checkpoints = HashMap::new();
         for model in ReadModel::ALL {
             checkpoints.insert(model, checkpoint::read(&self.database, model).await?);
@@ -230,14 +308,67 @@ impl Rounds {
         Ok(checkpoints)
     }
 
-    /// Applies some events to the read models. False when there was nothing to do.
-    async fn round(&mut self) -> Result<bool, StoreError> {
+    /// Applies some events to the read models: those of the feed while nothing else was written, else the database's.
+    async fn round(&mut self) -> Result<Round, StoreError> {
+        let Some(checkpoints) = self.following.take() else { return self.round_from_log().await };
+        let Some(feed) = &self.feed else { return self.round_from_log().await };
+        let heads = if self.looked.elapsed() >= POLL {
+            self.looked = Instant::now();
+            Some(self.database.heads().await?)
+        } else {
+            None
+        };
+        // After the heads: what this process committed before they were read is in the feed, or about to be.
+        let taken = feed.take(ROUND_EVENTS_FEED);
+        let Some((news, next)) = continued(&checkpoints, &taken) else { return self.round_from_log().await };
+        if let Some(heads) = heads
+            && taken.waiting == 0
+            && heads.iter().zip(&next).any(|(head, next)| head.position > *next)
+        {
+            // Another process wrote. (Or this one, just now: then the database tells the same as the feed.)
+            return self.round_from_log().await;
+        }
+        if news.is_empty() {
+            self.following = Some(checkpoints);
+            return Ok(Round::Nothing);
+        }
+        let rows = self.rows(&news).await?;
+        let mut changes = Changes::default();
+        for (partition, events) in &news {
+            for model in ReadModel::ALL {
+                let from = checkpoints[&model][partition.index()];
+                if fold::fold(model, *partition, from, Source::Feed, events, &rows, &mut changes).is_err() {
+                    // What contradicts is found and told by the usual way, from what is stored.
+                    return self.round_from_log().await;
+                }
+            }
+        }
+        let mut after = checkpoints;
+        for step in &changes.steps {
+            if let Some(heads) = after.get_mut(&step.model) {
+                heads[step.partition.index()] = step.to;
+            }
+        }
+        if !self.commit(changes).await? {
+            return Ok(Round::Done);
+        }
+        self.show_progress(next, after[&ReadModel::Balances].map(|head| head.position), taken.waiting_since);
+        self.following = Some(after);
+        Ok(Round::Done)
+    }
+
+    /// Applies some events to the read models, as the database has them.
+    async fn round_from_log(&mut self) -> Result<Round, StoreError> {
+        self.looked = Instant::now();
         let heads = self.database.heads().await?;
         let checkpoints = self.checkpoints().await?;
         let (events, damages) = self.news(&heads, &checkpoints).await?;
         if events.is_empty() && damages.is_empty() {
             self.show(&heads, &checkpoints).await?;
-            return Ok(false);
+            if self.halted.is_empty() && checkpoints[&ReadModel::Balances] == checkpoints[&ReadModel::Freezes] {
+                self.following = Some(checkpoints);
+            }
+            return Ok(Round::Nothing);
         }
         let rows = self.rows(&events).await?;
         let mut changes = Changes::default();
@@ -247,7 +378,9 @@ impl Rounds {
                 let from = checkpoints[&model][partition.index()];
                 // The other read model may be behind: what this one has already is not applied again.
                 let new = events.partition_point(|event| event.position <= from.position);
-                if let Err(found) = fold::fold(model, *partition, from, &events[new..], &rows, &mut changes) {
+                if let Err(found) =
+                    fold::fold(model, *partition, from, Source::Log, &events[new..], &rows, &mut changes)
+                {
                     contradictions.push((*partition, model, found));
                 }
             }
@@ -255,7 +388,7 @@ impl Rounds {
         if !contradictions.is_empty() {
             // Rows that another runner wrote since the checkpoints were read contradict them, too: then begin again.
             if self.checkpoints().await? != checkpoints {
-                return Ok(true);
+                return Ok(Round::Done);
             }
             for (partition, model, found) in contradictions {
                 self.halt(partition, model, &found).await?;
@@ -264,11 +397,11 @@ impl Rounds {
         let applied: usize = changes.steps.len();
         if !self.commit(changes).await? {
             // Another runner was quicker: start again from what is there.
-            return Ok(true);
+            return Ok(Round::Done);
         }
         let checkpoints = self.checkpoints().await?;
         self.show(&heads, &checkpoints).await?;
-        Ok(applied > 0)
+        Ok(if applied > 0 { Round::Done } else { Round::Nothing })
     }
 
     /// The events after the checkpoints, as many as one round takes, and what is in the way of more: an event that is
@@ -276,8 +409,8 @@ impl Rounds {
     async fn news(
         &self,
         heads: &[Head; PARTITIONS],
-        checkpoints: &HashMap<ReadModel, [Head; PARTITIONS]>,
-    ) -> Result<(Vec<(Partition, Vec<Event>)>, Vec<Found>), StoreError> {
+        checkpoints: &Checkpoints,
+    ) -> Result<(News, Vec<Found>), StoreError> {
         let mut room = match self.database {
             Database::Postgres(_) => ROUND_EVENTS_POSTGRES,
             Database::Sqlite(_) => ROUND_EVENTS_SQLITE,
@@ -306,7 +439,7 @@ impl Rounds {
             let mut damage = None;
             for row in self.database.rows_after(partition, from, room).await? {
                 match row {
-                    Ok(event) => events.push(event),
+                    Ok(event) => events.push(Arc::new(event)),
                     Err(damaged) => {
                         damage = Some((damaged.column, damaged.reason));
                         break;
@@ -327,8 +460,8 @@ impl Rounds {
         Ok((news, damages))
     }
 
-    async fn rows(&self, events: &[(Partition, Vec<Event>)]) -> Result<Rows, StoreError> {
-        let all = || events.iter().flat_map(|(_, events)| events);
+    async fn rows(&self, news: &News) -> Result<Rows, StoreError> {
+        let all = || news.iter().flat_map(|(_, events)| events).map(|event| &**event);
         let (accounts, freezes) = (fold::accounts_of(all()), fold::freezes_of(all()));
         let (balances, freezes) = match &self.database {
             Database::Postgres(database) => (
@@ -381,7 +514,7 @@ impl Rounds {
     async fn show(
         &mut self,
         heads: &[Head; PARTITIONS],
-        checkpoints: &HashMap<ReadModel, [Head; PARTITIONS]>,
+        checkpoints: &Checkpoints,
     ) -> Result<(), StoreError> {
         let positions: [Position; PARTITIONS] = std::array::from_fn(|index| {
             let [balances, freezes] = ReadModel::ALL.map(|model| checkpoints[&model][index].position);
@@ -400,13 +533,23 @@ impl Rounds {
             Err(StoreError::Damaged(_)) => self.publish.borrow().behind_since,
             Err(error) => return Err(error),
         };
+        self.show_progress(heads.map(|head| head.position), positions, oldest);
+        Ok(())
+    }
+
+    fn show_progress(
+        &self,
+        heads: [Position; PARTITIONS],
+        positions: [Position; PARTITIONS],
+        behind_since: Option<Timestamp>,
+    ) {
         let mut halted: Vec<_> = self.halted.keys().copied().collect();
         halted.sort_unstable();
-        let progress = Progress { positions, heads: heads.map(|head| head.position), halted, behind_since: oldest };
+        let progress = Progress { positions, heads, halted, behind_since };
         #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
         {
             metrics::gauge!("ledger_projector_lag_positions").set(progress.lag() as f64);
-            let age_micros = oldest.map_or(0, |oldest| now().micros().saturating_sub(oldest.micros()));
+            let age_micros = behind_since.map_or(0, |oldest| now().micros().saturating_sub(oldest.micros()));
             metrics::gauge!("ledger_projector_lag_seconds").set(age_micros as f64 / 1e6);
             metrics::gauge!("ledger_projector_halted_partitions").set(progress.halted.len() as f64);
         }
@@ -415,8 +558,27 @@ impl Rounds {
             *shown = progress;
             changed
         });
-        Ok(())
     }
+}
+
+/// What a feed brought, by partition, if it goes on where the checkpoints are, and the newest positions then. What is
+/// applied already is left out.
+fn continued(checkpoints: &Checkpoints, taken: &Taken) -> Option<(News, [Position; PARTITIONS])> {
+    let mut next = checkpoints[&ReadModel::Balances].map(|head| head.position);
+    let mut news: [Vec<Arc<Event>>; PARTITIONS] = std::array::from_fn(|_| Vec::new());
+    for event in &taken.events {
+        let index = event.partition.index();
+        if event.position <= next[index] {
+            continue;
+        }
+        if event.position != next[index].next() {
+            return None;
+        }
+        next[index] = event.position;
+        news[index].push(event.clone());
+    }
+    let news = Partition::all().zip(news).filter(|(_, events)| !events.is_empty()).collect();
+    (!taken.lost).then_some((news, next))
 }
 
 fn now() -> Timestamp {

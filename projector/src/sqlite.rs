@@ -119,7 +119,7 @@ pub(crate) async fn heads(connection: &mut SqliteConnection) -> Result<[Head; PA
 pub(crate) async fn commit(database: &Sqlite, changes: &Changes) -> Result<bool, StoreError> {
     let balances = balance_rows(&changes.balances);
     let freezes = freeze_rows(&changes.freezes);
-    let mut turn = database.relaxed_turn().await;
+    let mut turn = database.relaxed_turn().await?;
     let connection = turn.connection();
     begin(connection).await?;
     let written = async {
@@ -158,26 +158,24 @@ pub(crate) async fn end(connection: &mut SqliteConnection, done: Result<bool, St
 
 /// Moves each checkpoint by compare-and-set.
 async fn take_steps(connection: &mut SqliteConnection, steps: &[Step]) -> Result<bool, StoreError> {
-    for step in steps {
-        let moved = sqlx::query(
-            "update projection_checkpoints set epoch = ?, position = ?, hash = ? \
-             where partition = ? and projection = ? and epoch = ? and position = ? and hash = ?",
-        )
-        .bind(i64::from(step.to.epoch.0))
-        .bind(stored(step.to.position.0))
-        .bind(step.to.hash.0.to_vec())
-        .bind(i64::from(step.partition.number()))
-        .bind(step.model.name())
-        .bind(i64::from(step.from.epoch.0))
-        .bind(stored(step.from.position.0))
-        .bind(step.from.hash.0.to_vec())
-        .execute(&mut *connection)
-        .await?;
-        if moved.rows_affected() != 1 {
-            return Ok(false);
-        }
-    }
-    Ok(true)
+    let rows: Vec<_> = steps
+        .iter()
+        .map(|step| {
+            let (from, to) = (step.from, step.to);
+            let partition = step.partition.number();
+            (step.model.name(), partition, from.epoch.0, from.position, from.hash, to.epoch.0, to.position, to.hash)
+        })
+        .collect();
+    let moved = sqlx::query(
+        "update projection_checkpoints as c set epoch = s.value ->> 5, position = s.value ->> 6, \
+             hash = unhex(s.value ->> 7) \
+         from json_each(?) s where c.projection = s.value ->> 0 and c.partition = s.value ->> 1 \
+         and c.epoch = s.value ->> 2 and c.position = s.value ->> 3 and c.hash = unhex(s.value ->> 4)",
+    )
+    .bind(json!(rows).to_string())
+    .execute(connection)
+    .await?;
+    Ok(moved.rows_affected() == steps.len() as u64)
 }
 
 /// The rows as one JSON parameter, in the order of the columns.
@@ -316,7 +314,7 @@ pub(crate) async fn record_inconsistency(
     found: &ledger_core::rejection::Contradiction,
     at: Timestamp,
 ) -> Result<(), StoreError> {
-    let mut turn = database.relaxed_turn().await;
+    let mut turn = database.relaxed_turn().await?;
     sqlx::query(
         "insert into inconsistencies (partition, position, projection, kind, expected, found, found_at) \
          values (?, ?, ?, ?, ?, ?, ?) on conflict do nothing",

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use ledger_core::{Account, Partition};
 use ledger_store::{Database, Ledger, LedgerOptions};
-use projector::{balances, runner::Runner};
+use projector::{balances::Reader, runner::Runner};
 use sqlx::{Connection, Executor, PgConnection};
 use tests::store::{credit, postgres};
 
@@ -21,7 +21,7 @@ async fn a_transaction_that_is_held_open_while_others_commit_is_not_skipped() {
     let database = postgres();
     let opened = Database::open(&database.url).await.expect("opens");
     let ledger = Ledger::start(opened.clone(), LedgerOptions::default()).await.expect("starts");
-    let runner = Runner::start(opened.clone(), Some(ledger.commits()));
+    let runner = Runner::start(opened.clone(), Some(ledger.feed()));
     let [held, other] = [1, 2].map(|number| Partition::new(number).expect("there is one"));
     ledger.execute(credit(&user_in(held), 1, "before")).await.expect("credited");
 
@@ -51,7 +51,7 @@ async fn a_transaction_that_is_held_open_while_others_commit_is_not_skipped() {
     assert_eq!((late.partition, late.position.0), (held, 2));
     let reached = progress.wait_for(|progress| progress.positions[1].0 == 2);
     tokio::time::timeout(Duration::from_secs(30), reached).await.expect("it is applied").expect("it runs");
-    let row = balances::find(&opened, &late.account).await.expect("read").expect("there");
+    let row = Reader::start(opened.clone()).find(&late.account).await.expect("read").expect("there");
     assert_eq!((row.state.balance, row.state.version), (2, 2));
     runner.stop().await;
     fast.stop().await;
@@ -64,9 +64,9 @@ async fn three_projectors_at_once_apply_each_event_once() {
         let opened = Database::open(&database.url).await.expect("opens");
         let ledger = Ledger::start(opened.clone(), LedgerOptions::default()).await.expect("starts");
         let runners = [
-            Runner::start(opened.clone(), Some(ledger.commits())),
+            Runner::start(opened.clone(), Some(ledger.feed())),
             Runner::start(Database::open(&database.url).await.expect("opens"), None),
-            Runner::start(Database::open(&database.url).await.expect("opens"), Some(ledger.commits())),
+            Runner::start(Database::open(&database.url).await.expect("opens"), Some(ledger.feed())),
         ];
         for number in 0..300_u64 {
             ledger.execute(credit(&format!("user-{}", number % 7), 1, &number.to_string())).await.expect("credited");
@@ -80,7 +80,7 @@ async fn three_projectors_at_once_apply_each_event_once() {
         let mut sum = 0;
         for user in 0..7 {
             let account = Account::new(&format!("user-{user}"), "points").expect("valid");
-            sum += balances::find(&opened, &account).await.expect("read").expect("there").state.balance;
+            sum += Reader::start(opened.clone()).find(&account).await.expect("read").expect("there").state.balance;
         }
         assert_eq!(sum, 300);
         for runner in runners {
@@ -107,7 +107,7 @@ async fn an_edited_balance_stops_its_partition_and_no_other_until_a_rebuild() {
     for database in [tests::store::sqlite(), postgres()] {
         let opened = Database::open(&database.url).await.expect("opens");
         let ledger = Ledger::start(opened.clone(), LedgerOptions::default()).await.expect("starts");
-        let runner = Runner::start(opened.clone(), Some(ledger.commits()));
+        let runner = Runner::start(opened.clone(), Some(ledger.feed()));
         let [one, other] = [1, 2].map(|number| user_in(Partition::new(number).expect("there is one")));
         for user in [&one, &other] {
             ledger.execute(credit(user, 10, "1")).await.expect("credited");
@@ -122,7 +122,7 @@ async fn an_edited_balance_stops_its_partition_and_no_other_until_a_rebuild() {
                 sqlx::query(sqlx::AssertSqlSafe(vandalism)).execute(database.pool()).await.expect("edited");
             }
             Database::Sqlite(database) => {
-                let mut turn = database.relaxed_turn().await;
+                let mut turn = database.relaxed_turn().await.expect("a turn");
                 sqlx::query(sqlx::AssertSqlSafe(vandalism)).execute(turn.connection()).await.expect("edited");
             }
         }

@@ -51,6 +51,28 @@ impl Postgres {
         self.places(query).await
     }
 
+    /// The keys after `after`, as two arrays: a row for each key would cost ten times as much.
+    pub(crate) async fn keys_after(
+        &self,
+        partition: Partition,
+        after: (i64, i64),
+        limit: usize,
+    ) -> Result<Vec<(u64, u64)>, StoreError> {
+        let (business, accounts): (Vec<i64>, Vec<i64>) = sqlx::query_as(
+            "select coalesce(array_agg(business_hash), '{}'), coalesce(array_agg(account_short), '{}') from ( \
+                 select business_hash, account_short from key_positions \
+                 where partition = $1 and (business_hash, account_short) > ($2, $3) \
+                 order by business_hash, account_short limit $4) k",
+        )
+        .bind(i16::from(partition.number()))
+        .bind(after.0)
+        .bind(after.1)
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_one(self.pool())
+        .await?;
+        Ok(business.into_iter().zip(accounts).map(|(a, b)| (a.cast_unsigned(), b.cast_unsigned())).collect())
+    }
+
     /// The indexed events of every account under a business key's hash: where they are.
     pub(crate) async fn business_positions(&self, business: u64) -> Result<Vec<(Partition, Position)>, StoreError> {
         let query = sqlx::query(

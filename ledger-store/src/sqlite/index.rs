@@ -1,10 +1,12 @@
 //! The indexes behind the log on SQLite: look-ups, and the flush that writes them.
 
+use std::sync::{Arc, LazyLock};
+
 use ledger_core::{AccountId, Head, PARTITIONS, Partition, Position};
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Row, SqliteConnection};
+use sqlx::{AssertSqlSafe, Row, Sqlite as Driver, SqliteConnection, query::Query, sqlite::SqliteArguments};
 
-use super::{Sqlite, log::heads_of};
+use super::{Sqlite, log::heads_of, values};
 use crate::{
     StoreError,
     database::Bound,
@@ -50,6 +52,27 @@ impl Sqlite {
             json!(wanted),
         )
         .await
+    }
+
+    /// The keys after `after`.
+    pub(crate) async fn keys_after(
+        &self,
+        partition: Partition,
+        after: (i64, i64),
+        limit: usize,
+    ) -> Result<Vec<(u64, u64)>, StoreError> {
+        let keys: Vec<(i64, i64)> = sqlx::query_as(
+            "select business_hash, account_short from key_positions \
+             where partition = ? and (business_hash, account_short) > (?, ?) \
+             order by business_hash, account_short limit ?",
+        )
+        .bind(i64::from(partition.number()))
+        .bind(after.0)
+        .bind(after.1)
+        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+        .fetch_all(self.readers())
+        .await?;
+        Ok(keys.into_iter().map(|(a, b)| (a.cast_unsigned(), b.cast_unsigned())).collect())
     }
 
     /// The indexed events of every account under a business key's hash: where they are.
@@ -121,65 +144,86 @@ impl Sqlite {
         entries: &IndexEntries,
         to: &[Head; PARTITIONS],
     ) -> Result<(), StoreError> {
-        for chunk in entries.accounts.chunks(FLUSH_ROWS) {
-            let rows: Vec<_> = chunk.iter().map(|(id, at)| (id.partition().number(), id.to_string(), at.0)).collect();
-            self.slice(
-                "insert into account_positions (partition, account_id, position) \
-                 select value ->> 0, value ->> 1, value ->> 2 from json_each(?) where true \
-                 on conflict do update set position = max(position, excluded.position)",
-                json!(rows),
-            )
-            .await?;
-        }
-        for chunk in entries.keys.chunks(FLUSH_ROWS) {
-            let rows: Vec<_> = chunk
-                .iter()
-                .map(|(key, at)| (key.partition.number(), stored_hash(key.business), stored_hash(key.account), at.0))
-                .collect();
-            self.slice(
-                "insert into key_positions (partition, business_hash, account_short, position) \
-                 select value ->> 0, value ->> 1, value ->> 2, value ->> 3 from json_each(?) where true \
-                 on conflict do nothing",
-                json!(rows),
-            )
-            .await?;
-        }
-        for chunk in entries.related.chunks(FLUSH_ROWS) {
-            let rows: Vec<_> =
-                chunk.iter().map(|(partition, original, at)| (partition.number(), original.0, at.0)).collect();
-            self.slice(
-                "insert into related_positions (partition, original_position, position) \
-                 select value ->> 0, value ->> 1, value ->> 2 from json_each(?) where true \
-                 on conflict do update set position = max(position, excluded.position)",
-                json!(rows),
-            )
-            .await?;
-        }
-        for chunk in entries.history.chunks(FLUSH_ROWS) {
-            let rows: Vec<_> = chunk
-                .iter()
-                .map(|(id, version, at)| (id.partition().number(), id.to_string(), *version, at.0))
-                .collect();
-            self.slice(
-                "insert into history_positions (partition, account_id, version, position) \
-                 select value ->> 0, value ->> 1, value ->> 2, value ->> 3 from json_each(?) where true \
-                 on conflict do nothing",
-                json!(rows),
-            )
-            .await?;
+        let accounts = entries.accounts.chunks(FLUSH_ROWS).map(|chunk| {
+            query(&ACCOUNTS, |mut query| {
+                for (id, at) in chunk {
+                    query = query.bind(i64::from(id.partition().number())).bind(id.to_string()).bind(stored(at.0));
+                }
+                query
+            })
+        });
+        let keys = entries.keys.chunks(FLUSH_ROWS).map(|chunk| {
+            query(&KEYS, |mut query| {
+                for (key, at) in chunk {
+                    query = query
+                        .bind(i64::from(key.partition.number()))
+                        .bind(stored_hash(key.business))
+                        .bind(stored_hash(key.account))
+                        .bind(stored(at.0));
+                }
+                query
+            })
+        });
+        let related = entries.related.chunks(FLUSH_ROWS).map(|chunk| {
+            query(&RELATED, |mut query| {
+                for (partition, original, at) in chunk {
+                    query = query
+                        .bind(i64::from(partition.number()))
+                        .bind(stored(original.0))
+                        .bind(stored(at.0));
+                }
+                query
+            })
+        });
+        let history = entries.history.chunks(FLUSH_ROWS).map(|chunk| {
+            query(&HISTORY, |mut query| {
+                for (id, version, at) in chunk {
+                    query = query
+                        .bind(i64::from(id.partition().number()))
+                        .bind(id.to_string())
+                        .bind(stored(*version))
+                        .bind(stored(at.0));
+                }
+                query
+            })
+        });
+        // Each a short turn: commands are committed between them.
+        for slice in accounts.chain(keys).chain(related).chain(history) {
+            let mut turn = self.relaxed_turn().await?;
+            slice.execute(turn.connection()).await?;
         }
         // Last, so that the checkpoint never speaks of rows that are not there.
-        let mut turn = self.relaxed_turn().await;
+        let mut turn = self.relaxed_turn().await?;
         move_checkpoints(turn.connection(), to).await
     }
+}
 
-    /// One short turn: commands are committed between the slices.
-    async fn slice(&self, sql: &'static str, rows: Value) -> Result<(), StoreError> {
-        let rows = rows.to_string();
-        let mut turn = self.relaxed_turn().await;
-        sqlx::query(sql).bind(rows).execute(turn.connection()).await?;
-        Ok(())
-    }
+/// A statement that writes at most [`FLUSH_ROWS`] rows; those that are not bound are null, and left out.
+static ACCOUNTS: LazyLock<Arc<str>> = LazyLock::new(|| {
+    let conflict = "on conflict do update set position = max(position, excluded.position)";
+    upsert("account_positions (partition, account_id, position)", 3, conflict)
+});
+static KEYS: LazyLock<Arc<str>> = LazyLock::new(|| {
+    let table = "key_positions (partition, business_hash, account_short, position)";
+    upsert(table, 4, "on conflict do nothing")
+});
+static RELATED: LazyLock<Arc<str>> = LazyLock::new(|| {
+    let conflict = "on conflict do update set position = max(position, excluded.position)";
+    upsert("related_positions (partition, original_position, position)", 3, conflict)
+});
+static HISTORY: LazyLock<Arc<str>> = LazyLock::new(|| {
+    upsert("history_positions (partition, account_id, version, position)", 4, "on conflict do nothing")
+});
+
+fn upsert(table: &str, columns: usize, conflict: &str) -> Arc<str> {
+    let rows = values(FLUSH_ROWS, columns);
+    format!("insert into {table} select * from ({rows}) where column1 is not null {conflict}").into()
+}
+
+type Statement = Query<'static, Driver, SqliteArguments>;
+
+fn query(sql: &LazyLock<Arc<str>>, bind: impl FnOnce(Statement) -> Statement) -> Statement {
+    bind(sqlx::query(AssertSqlSafe(Arc::clone(sql))))
 }
 
 fn place(partition: Partition, position: i64) -> Result<Position, StoreError> {

@@ -1,13 +1,21 @@
 //! The log on SQLite: append, heads, events.
 
-use std::{fmt::Write as _, sync::Arc};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
 
+use futures::TryStreamExt;
 use ledger_core::{Epoch, Event, Head, PARTITIONS, Partition, Position};
 use serde_json::json;
-use sqlx::{AssertSqlSafe, Row, SqliteConnection, sqlite::SqliteRow};
+use sqlx::{
+    AssertSqlSafe, Row, SqliteConnection,
+    query::Query,
+    sqlite::{SqliteArguments, SqliteRow},
+};
 use tokio::sync::OwnedMutexGuard;
 
-use super::{Sqlite, Writers, rows};
+use super::{Sqlite, rows, values};
 use crate::{
     DamagedRow, StoreError,
     append::{Append, Appended},
@@ -16,18 +24,18 @@ use crate::{
 };
 
 /// Rows of one insert statement. 32 columns of 256 rows are 8,192 parameters; SQLite takes 32,766, but larger
-/// statements gain nothing more. The rest of a batch is written in powers of two, so that few statements are prepared.
+/// statements gain nothing more.
 const INSERT_ROWS_MAX: usize = 256;
 
 /// A transaction in which the heads are locked, for a writer that lost a race.
 #[derive(Debug)]
-pub(crate) struct LockedHeads(OwnedMutexGuard<Writers>);
+pub(crate) struct LockedHeads(OwnedMutexGuard<SqliteConnection>);
 
 impl Sqlite {
     /// Commits a batch in a transaction of its own.
     pub(crate) async fn append(&self, append: &Append) -> Result<Appended, StoreError> {
         let mut turn = self.durable_turn().await;
-        let connection = &mut turn.durable;
+        let connection = &mut *turn;
         if append.advances.is_empty() {
             // Nothing to write: one statement reads the heads in a snapshot that began after the commands came.
             return Ok(if agrees(&read_heads(connection).await?, append) {
@@ -35,6 +43,10 @@ impl Sqlite {
             } else {
                 Appended::FenceLost
             });
+        }
+        self.written.add(append.events.len().min(INSERT_ROWS_MAX) + append.events.len() / 8 + 2);
+        if append.events.len() <= INSERT_ROWS_MAX {
+            return append_at_once(connection, append).await;
         }
         begin(connection).await?;
         let done = write(connection, append).await;
@@ -44,11 +56,11 @@ impl Sqlite {
     /// Begins a transaction and locks the heads, so that the next append cannot lose a race.
     pub(crate) async fn lock_heads(&self) -> Result<(LockedHeads, [Head; PARTITIONS]), StoreError> {
         let mut turn = self.durable_turn().await;
-        begin(&mut turn.durable).await?;
-        match read_heads(&mut turn.durable).await {
+        begin(&mut turn).await?;
+        match read_heads(&mut turn).await {
             Ok(heads) => Ok((LockedHeads(turn), heads)),
             Err(error) => {
-                rollback(&mut turn.durable).await;
+                rollback(&mut turn).await;
                 Err(error)
             }
         }
@@ -137,19 +149,19 @@ impl Sqlite {
 impl LockedHeads {
     /// Writes the batch and commits; the heads were locked, so only a writer that decided on other heads can lose.
     pub(crate) async fn append(mut self, append: &Append) -> Result<Appended, StoreError> {
-        let done = write(&mut self.0.durable, append).await;
-        finish(&mut self.0.durable, done).await
+        let done = write(&mut self.0, append).await;
+        finish(&mut self.0, done).await
     }
 
     /// Lets go without having written.
     pub(crate) async fn release(mut self) {
-        rollback(&mut self.0.durable).await;
+        rollback(&mut self.0).await;
     }
 }
 
 async fn begin(connection: &mut SqliteConnection) -> Result<(), StoreError> {
     // A transaction that an earlier failure left open would make this one part of it.
-    if let Err(error) = sqlx::query("begin immediate").execute(&mut *connection).await {
+    if let Err(error) = sqlx::query(BEGIN).execute(&mut *connection).await {
         rollback(connection).await;
         return Err(error.into());
     }
@@ -176,67 +188,127 @@ async fn finish(connection: &mut SqliteConnection, done: Result<Appended, StoreE
     done
 }
 
-async fn write(connection: &mut SqliteConnection, append: &Append) -> Result<Appended, StoreError> {
-    if !agrees(&read_heads(connection).await?, append) {
-        return Ok(Appended::FenceLost);
+/// A whole commit in one go: every statement by itself would be a way to the connection's thread and back. The heads
+/// are advanced only if all of them are what is believed, and the events are inserted only if the heads were advanced.
+async fn append_at_once(connection: &mut SqliteConnection, append: &Append) -> Result<Appended, StoreError> {
+    let rows = round_up(append.events.len());
+    let heads = if append.advances.len() + append.judged.len() <= rows { rows.min(PARTITIONS) } else { PARTITIONS };
+    let mut query = bind_heads(sqlx::query(AssertSqlSafe(append_statements(heads, rows))), append, heads);
+    for event in in_order(&append.events) {
+        query = rows::bind(query, event);
     }
-    if append.advances.is_empty() {
-        return Ok(Appended::Done);
+    // Parameters that are not bound are null: rows that are left out.
+    let results: Result<Vec<_>, _> = query.execute_many(&mut *connection).await.try_collect().await;
+    match results {
+        Ok(results) => Ok(if results.get(ADVANCE).is_some_and(|result| result.rows_affected() > 0) {
+            Appended::Done
+        } else {
+            Appended::FenceLost
+        }),
+        Err(error) => {
+            rollback(connection).await;
+            Err(error.into())
+        }
     }
-    insert(connection, &append.events).await?;
-    let mut values = String::new();
-    for _ in &append.advances {
-        values.push_str(if values.is_empty() { "(?, ?, ?, ?, ?, ?)" } else { ", (?, ?, ?, ?, ?, ?)" });
-    }
-    let sql = format!(
-        "with n (partition, epoch, position, hash, next_position, next_hash) as (values {values}) \
-         update partition_heads as h set position = n.next_position, hash = n.next_hash from n \
-         where h.partition = n.partition and h.epoch = n.epoch and h.position = n.position and h.hash = n.hash"
-    );
-    let mut update = sqlx::query(AssertSqlSafe(sql));
-    for (partition, before, after) in &append.advances {
-        update = update
+}
+
+/// Which of the statements of [`append_statements`] advances the heads.
+const ADVANCE: usize = 2;
+
+/// The statements of a commit that advances or compares at most `heads` heads and inserts at most `rows` events.
+fn append_statements(heads: usize, rows: usize) -> Arc<str> {
+    static STATEMENTS: Mutex<BTreeMap<(usize, usize), Arc<str>>> = Mutex::new(BTreeMap::new());
+    let mut statements = STATEMENTS.lock().unwrap_or_else(PoisonError::into_inner);
+    let statements = statements.entry((heads, rows)).or_insert_with(|| {
+        format!("{BEGIN}; {}; {} and changes() > 0; commit", advance_statement(heads), insert_statement(rows)).into()
+    });
+    statements.clone()
+}
+
+/// Advances heads, all or none: none unless all that were advanced or only judged by are what is believed.
+fn advance_statement(heads: usize) -> String {
+    format!(
+        "with n (partition, epoch, position, hash, next_position, next_hash) as materialized ({}) \
+         update or rollback partition_heads as h set position = n.next_position, hash = n.next_hash from n \
+         where h.partition = n.partition and n.next_position is not null \
+         and (select count(*) from n cross join partition_heads b on b.partition = n.partition \
+             where b.epoch = n.epoch and b.position = n.position and b.hash = n.hash) \
+           = (select count(n.partition) from n)",
+        values(heads, 6)
+    )
+}
+
+/// Inserts the rows that are not null.
+fn insert_statement(rows: usize) -> String {
+    // A failure rolls all of it back, so SQLite need not remember how to undo this statement alone.
+    format!("insert or rollback into events ({COLUMNS}) select * from ({}) where column1 is not null", values(rows, COLUMN_COUNT))
+}
+
+/// The sizes that statements come in: few, so that each is prepared once.
+fn round_up(rows: usize) -> usize {
+    const SIZES: [usize; 11] = [1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192];
+    SIZES.into_iter().find(|size| *size >= rows).unwrap_or(INSERT_ROWS_MAX)
+}
+
+/// Events in the order of the primary key.
+fn in_order(events: &[Arc<Event>]) -> Vec<&Event> {
+    let mut events: Vec<&Event> = events.iter().map(|event| &**event).collect();
+    events.sort_unstable_by_key(|event| (event.partition, event.position));
+    events
+}
+
+fn bind_heads<'q>(
+    mut query: Query<'q, sqlx::Sqlite, SqliteArguments>,
+    append: &Append,
+    heads: usize,
+) -> Query<'q, sqlx::Sqlite, SqliteArguments> {
+    let advances = append.advances.iter().map(|(partition, before, after)| (partition, before, Some(after)));
+    let judged = append.judged.iter().map(|(partition, head)| (partition, head, None));
+    let mut left = heads;
+    for (partition, before, after) in advances.chain(judged) {
+        left -= 1;
+        query = query
             .bind(i64::from(partition.number()))
             .bind(i64::from(before.epoch.0))
             .bind(stored(before.position.0))
             .bind(before.hash.0.to_vec())
-            .bind(stored(after.position.0))
-            .bind(after.hash.0.to_vec());
+            .bind(after.map(|after| stored(after.position.0)))
+            .bind(after.map(|after| after.hash.0.to_vec()));
     }
-    let moved = update.execute(connection).await?.rows_affected();
-    Ok(if moved == append.advances.len() as u64 { Appended::Done } else { Appended::FenceLost })
+    for _ in 0..left * 6 {
+        query = query.bind(None::<i64>);
+    }
+    query
 }
 
-async fn insert(connection: &mut SqliteConnection, events: &[Arc<Event>]) -> Result<(), StoreError> {
-    let mut rest = events;
-    while !rest.is_empty() {
-        let rows = if rest.len() >= INSERT_ROWS_MAX { INSERT_ROWS_MAX } else { 1 << rest.len().ilog2() };
-        let (chunk, later) = rest.split_at(rows);
+async fn write(connection: &mut SqliteConnection, append: &Append) -> Result<Appended, StoreError> {
+    if append.advances.is_empty() {
+        let agree = agrees(&read_heads(connection).await?, append);
+        return Ok(if agree { Appended::Done } else { Appended::FenceLost });
+    }
+    let advance = sqlx::query(AssertSqlSafe(advance_statement(PARTITIONS)));
+    let moved = bind_heads(advance, append, PARTITIONS).execute(&mut *connection).await?.rows_affected();
+    if moved != append.advances.len() as u64 {
+        return Ok(Appended::FenceLost);
+    }
+    for chunk in in_order(&append.events).chunks(INSERT_ROWS_MAX) {
+        let rows = round_up(chunk.len());
         let mut query = sqlx::query(AssertSqlSafe(insert_statement(rows)));
         for event in chunk {
             query = rows::bind(query, event);
         }
         query.execute(&mut *connection).await?;
-        rest = later;
     }
-    Ok(())
-}
-
-fn insert_statement(rows: usize) -> String {
-    let row = format!("({})", vec!["?"; COLUMN_COUNT].join(","));
-    let mut sql = String::with_capacity(600 + rows * (row.len() + 1));
-    let _ = write!(sql, "insert into events ({COLUMNS}) values {row}");
-    for _ in 1..rows {
-        sql.push(',');
-        sql.push_str(&row);
-    }
-    sql
+    Ok(Appended::Done)
 }
 
 fn agrees(heads: &[Head; PARTITIONS], append: &Append) -> bool {
     append.advances.iter().all(|(partition, before, _)| heads[partition.index()] == *before)
         && append.judged.iter().all(|(partition, head)| heads[partition.index()] == *head)
 }
+
+/// Begins a transaction whose commit is durable.
+const BEGIN: &str = concat!("pragma synchronous = full", "; begin immediate");
 
 const HEADS: &str = "select partition, epoch, position, hash from partition_heads order by partition";
 

@@ -1,5 +1,6 @@
 //! The ledger on SQLite.
 
+mod checkpoints;
 mod index;
 mod log;
 mod rows;
@@ -15,12 +16,20 @@ use sqlx::{
 use tokio::sync::{Mutex, MutexGuard, OwnedMutexGuard};
 
 use crate::{StoreError, schema};
+use checkpoints::Written;
 
 /// The migrations of this database, by version.
 const MIGRATIONS: [(i64, &str, &str); 1] = [(1, "ledger", include_str!("../../../migrations/sqlite/0001_ledger.sql"))];
 
 /// How long a statement waits for another process's transaction on the same file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+/// What the writing connection keeps of the file in memory, in KiB, as SQLite writes it: negative.
+const WRITER_CACHE: &str = "-65536";
+/// A commit is not waited for: what it writes can be made again from the log. One connection writes everything, because
+/// SQLite throws away what a connection remembers of the file whenever another one wrote; so each turn says how it commits.
+const RELAXED: &str = "pragma synchronous = normal";
+/// What a relaxed turn writes, about, in pages.
+const RELAXED_PAGES: usize = 400;
 /// Connections for reading: more than the machine has cores only wait for each other.
 const READERS_MAX: u32 = 4;
 
@@ -32,20 +41,14 @@ const READERS_MAX: u32 = 4;
 pub struct Sqlite {
     file: Arc<str>,
     readers: SqlitePool,
-    writers: Arc<Mutex<Writers>>,
-}
-
-#[derive(Debug)]
-pub(crate) struct Writers {
-    /// `synchronous = FULL`: a commit is on the disk before it is answered.
-    pub(crate) durable: SqliteConnection,
-    /// `synchronous = NORMAL`: for what can be made again from the log.
-    relaxed: SqliteConnection,
+    writer: Arc<Mutex<SqliteConnection>>,
+    written: Arc<Written>,
+    options: SqliteConnectOptions,
 }
 
 /// The turn to write what can be made again from the log (read models, indexes, checkpoints). No commit waits for the
 /// disk here; order is kept, so after a crash a prefix of the commits is there.
-pub struct RelaxedTurn<'a>(MutexGuard<'a, Writers>);
+pub struct RelaxedTurn<'a>(MutexGuard<'a, SqliteConnection>);
 
 impl Sqlite {
     /// Opens the file at `url`, and creates it and its schema when `create` says so.
@@ -69,18 +72,20 @@ impl Sqlite {
             .busy_timeout(BUSY_TIMEOUT)
             .statement_cache_capacity(200)
             .disable_statement_logging();
-        let mut durable = connect(&options.clone().synchronous(SqliteSynchronous::Full), &file).await?;
+        let writer = options.clone().synchronous(SqliteSynchronous::Full).pragma("cache_size", WRITER_CACHE).pragma("wal_autocheckpoint", "8000")
+            .pragma("temp_store", "memory");
+        let mut writer = connect(&writer, &file).await?;
         // A schema that is up to date is left alone: the service's role need not be the one that migrates.
-        if create && !schema::is_current(version(&mut durable).await, &MIGRATIONS) {
-            schema::migrator(&MIGRATIONS).run(&mut durable).await?;
+        if create && !schema::is_current(version(&mut writer).await, &MIGRATIONS) {
+            schema::migrator(&MIGRATIONS).run(&mut writer).await?;
         }
-        schema::check(version(&mut durable).await, &MIGRATIONS, &file)?;
-        refuse_to_lose(&mut durable, &file).await?;
-        let relaxed = connect(&options.clone().synchronous(SqliteSynchronous::Normal), &file).await?;
+        schema::check(version(&mut writer).await, &MIGRATIONS, &file)?;
+        refuse_to_lose(&mut writer, &file).await?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS_MAX)
-            .connect_lazy_with(options.create_if_missing(false).pragma("query_only", "on"));
-        Ok(Self { file: file.into(), readers, writers: Arc::new(Mutex::new(Writers { durable, relaxed })) })
+            .connect_lazy_with(options.clone().create_if_missing(false).pragma("query_only", "on"));
+        let options = options.create_if_missing(false).synchronous(SqliteSynchronous::Full);
+        Ok(Self { file: file.into(), readers, writer: Arc::new(Mutex::new(writer)), written: Arc::default(), options })
     }
 
     /// The file's path, as it was given.
@@ -97,13 +102,23 @@ impl Sqlite {
 
     /// Waits for the turn to write. Keep it for milliseconds: commands wait meanwhile. Use it in a spawned task, begin
     /// with `begin immediate`, and end the transaction in every case.
-    pub async fn relaxed_turn(&self) -> RelaxedTurn<'_> {
-        RelaxedTurn(self.writers.lock().await)
+    ///
+    /// # Errors
+    ///
+    /// When the connection is gone, or an earlier turn left a transaction open, which is rolled back then.
+    pub async fn relaxed_turn(&self) -> Result<RelaxedTurn<'_>, StoreError> {
+        let mut writer = self.writer.lock().await;
+        if let Err(error) = sqlx::query(RELAXED).execute(&mut *writer).await {
+            let _ = sqlx::query("rollback").execute(&mut *writer).await;
+            return Err(error.into());
+        }
+        self.written.add(RELAXED_PAGES);
+        Ok(RelaxedTurn(writer))
     }
 
-    /// Waits for the turn to write durably.
-    pub(crate) async fn durable_turn(&self) -> OwnedMutexGuard<Writers> {
-        self.writers.clone().lock_owned().await
+    /// Waits for the turn to write durably. Whoever has it says so when it begins.
+    pub(crate) async fn durable_turn(&self) -> OwnedMutexGuard<SqliteConnection> {
+        self.writer.clone().lock_owned().await
     }
 
     /// Closes every connection; the last one folds the write-ahead log into the file.
@@ -115,8 +130,14 @@ impl Sqlite {
 impl RelaxedTurn<'_> {
     /// The connection to write with.
     pub fn connection(&mut self) -> &mut SqliteConnection {
-        &mut self.0.relaxed
+        &mut self.0
     }
+}
+
+/// So many rows of so many parameters.
+pub(crate) fn values(rows: usize, columns: usize) -> String {
+    let row = format!("({})", vec!["?"; columns].join(","));
+    format!("values {}", vec![row; rows].join(","))
 }
 
 async fn connect(options: &SqliteConnectOptions, file: &str) -> Result<SqliteConnection, StoreError> {

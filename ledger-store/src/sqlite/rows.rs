@@ -1,5 +1,7 @@
 //! Events as SQLite keeps them: ids and times are texts, hashes are blobs.
 
+use std::sync::Arc;
+
 use ledger_core::{Event, Partition, Position, Timestamp};
 use sqlx::{
     Row, Sqlite,
@@ -96,6 +98,11 @@ fn uuid(column: &'static str, text: &str) -> Result<Uuid, Damage> {
 
 /// Binds an event's columns, in the order of [`crate::row::COLUMNS`].
 pub(super) fn bind<'q>(query: Query<'q, Sqlite, SqliteArguments>, event: &Event) -> Query<'q, Sqlite, SqliteArguments> {
+    let transaction_id = text(event.transaction_id.uuid());
+    let operation_id = match event.operation_id == event.transaction_id.uuid() {
+        true => transaction_id.clone(),
+        false => text(event.operation_id),
+    };
     query
         .bind(i64::from(event.partition.number()))
         .bind(stored(event.position.0))
@@ -109,24 +116,29 @@ pub(super) fn bind<'q>(query: Query<'q, Sqlite, SqliteArguments>, event: &Event)
         .bind(stored(event.after.frozen))
         .bind(event.expires_at.map(|at| at.to_string()))
         .bind(event.recorded_at.to_string())
-        .bind(event.transaction_id.to_string())
-        .bind(event.account.id().to_string())
-        .bind(event.related_id.map(|id| id.to_string()))
-        .bind(event.operation_id.to_string())
-        .bind(event.batch.map(|mark| mark.id.to_string()))
+        .bind(transaction_id)
+        .bind(text(event.account.id().uuid()))
+        .bind(event.related_id.map(|id| text(id.uuid())))
+        .bind(operation_id)
+        .bind(event.batch.map(|mark| text(mark.id)))
         .bind(event.batch.map(|mark| i64::from(mark.size)))
         .bind(event.batch.map(|mark| i64::from(mark.index)))
         .bind(i64::from(event.schema_version))
         .bind(i64::from(event.after.locked))
         .bind(event.event_type.name())
-        .bind(event.account.user_id().to_string())
-        .bind(event.account.credit_type().to_string())
-        .bind(event.key.code().to_string())
-        .bind(event.key.id().to_string())
-        .bind(event.request_id.to_string())
-        .bind(event.actor.to_string())
-        .bind(event.description.as_deref().map(str::to_owned))
-        .bind(event.metadata.as_deref().map(str::to_owned))
+        .bind(event.account.user_id().clone())
+        .bind(event.account.credit_type().clone())
+        .bind(event.key.code().clone())
+        .bind(event.key.id().clone())
+        .bind(event.request_id.clone())
+        .bind(event.actor.clone())
+        .bind(event.description.clone())
+        .bind(event.metadata.clone())
         .bind(event.hash.0.to_vec())
         .bind(stored(event.after.available()))
+}
+
+/// An id as the ledger writes it.
+fn text(id: Uuid) -> Arc<str> {
+    Arc::from(&*id.as_hyphenated().encode_lower(&mut Uuid::encode_buffer()))
 }

@@ -71,7 +71,7 @@ pub(super) async fn write(database: &Database, checkpoint: &Checkpoint) -> Resul
             let rows: Vec<_> = heads()
                 .map(|(partition, head)| json!([partition.number(), head.epoch, head.position, head.hash]))
                 .collect();
-            let mut turn = database.relaxed_turn().await;
+            let mut turn = database.relaxed_turn().await?;
             sqlx::query(
                 "insert into publisher_checkpoints (stream, partition, epoch, position, hash, stream_sequence) \
                  select ?1, value ->> 0, value ->> 1, value ->> 2, unhex(value ->> 3), ?2 from json_each(?3) where true \

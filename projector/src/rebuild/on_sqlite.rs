@@ -35,7 +35,7 @@ impl<'d> Next<'d> {
             Err(TryLockError::WouldBlock) => return Err(RebuildError::AlreadyRunning),
             Err(TryLockError::Error(error)) => return Err(sqlx::Error::Io(error).into()),
         }
-        let mut turn = database.relaxed_turn().await;
+        let mut turn = database.relaxed_turn().await?;
         let connection = turn.connection();
         let served: Option<String> = sqlx::query_scalar(
             "select name from sqlite_master where type = 'index' and tbl_name = 'freezes' and sql is not null",
@@ -84,7 +84,7 @@ impl NextTables for Next<'_> {
                 sqlite::write_balances(turn.connection(), "balances_next", &some).await?;
                 sqlite::write_freezes(turn.connection(), "freezes_next", &others).await?;
             } else {
-                let mut turn = self.database.relaxed_turn().await;
+                let mut turn = self.database.relaxed_turn().await?;
                 sqlite::write_balances(turn.connection(), "balances_next", &some).await?;
                 sqlite::write_freezes(turn.connection(), "freezes_next", &others).await?;
             }
@@ -115,7 +115,7 @@ impl NextTables for Next<'_> {
     }
 
     async fn hold(&mut self) -> Result<[Head; PARTITIONS], RebuildError> {
-        let mut turn = self.database.relaxed_turn().await;
+        let mut turn = self.database.relaxed_turn().await?;
         sqlite::begin(turn.connection()).await?;
         let heads = sqlite::heads(turn.connection()).await;
         self.turn = Some(turn);
