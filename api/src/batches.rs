@@ -1,5 +1,7 @@
 //! `POST /v1/batches`.
 
+use std::collections::BTreeMap;
+
 use axum::{
     body::Body,
     extract::State,
@@ -12,7 +14,7 @@ use serde_json::value::RawValue;
 
 use crate::{
     body,
-    commands::{COMMAND_FIELDS, Kind, Named},
+    commands::{COMMAND_FIELDS, Kind, Named, TRANSACTION_BYTES},
     content,
     problem::Problem,
     request::{RequestId, json},
@@ -76,8 +78,9 @@ async fn run_atomic(service: &Service, id: &RequestId, commands: Vec<Command>) -
             count(&recorded);
             let status =
                 if recorded.iter().all(|recorded| recorded.replayed) { StatusCode::OK } else { StatusCode::CREATED };
-            let results: Vec<_> = recorded.iter().map(transaction).collect();
-            Ok(json(status, results_body(&results)))
+            let mut results = Results::of(recorded.len());
+            recorded.iter().for_each(|recorded| results.transaction(recorded));
+            Ok(json(status, results.body()))
         }
         Err(BatchError::Rejected { index, rejection }) => {
             let problem = named[index].problem(&CommandError::Rejected(rejection));
@@ -96,38 +99,68 @@ async fn run_each(service: &Service, id: &RequestId, parsed: Vec<Result<Command,
         commands.extend(command);
     }
     let mut outcomes = service.ledger.execute_each(commands).await.into_iter();
-    let mut results = Vec::with_capacity(named.len());
+    let mut results = Results::of(named.len());
+    let mut done = Vec::with_capacity(named.len());
     for command in named {
-        results.push(match command {
-            Err(problem) => problem.document(&id.0).to_string(),
+        match command {
+            Err(problem) => results.problem(&problem, id),
             Ok(named) => match outcomes.next() {
                 Some(Ok(recorded)) => {
-                    count(std::slice::from_ref(&recorded));
-                    transaction(&recorded)
+                    results.transaction(&recorded);
+                    done.push(recorded);
                 }
-                Some(Err(error)) => named.problem(&error).document(&id.0).to_string(),
-                None => Problem::internal().document(&id.0).to_string(),
+                Some(Err(error)) => results.problem(&named.problem(&error), id),
+                None => results.problem(&Problem::internal(), id),
             },
-        });
+        }
     }
-    json(StatusCode::OK, results_body(&results))
+    count(&done);
+    json(StatusCode::OK, results.body())
 }
 
+/// Counts what was done, by type and outcome.
 fn count(recorded: &[Recorded]) {
+    let mut counts: BTreeMap<(&'static str, &'static str), u64> = BTreeMap::new();
     for recorded in recorded {
-        metrics::counter!("ledger_commands_total", "type" => recorded.event.event_type.name(),
-            "outcome" => if recorded.replayed { "replayed" } else { "recorded" })
-        .increment(1);
+        let outcome = if recorded.replayed { "replayed" } else { "recorded" };
+        *counts.entry((recorded.event.event_type.name(), outcome)).or_default() += 1;
+    }
+    for ((event_type, outcome), count) in counts {
+        metrics::counter!("ledger_commands_total", "type" => event_type, "outcome" => outcome)
+            .increment(count);
     }
 }
 
-fn transaction(recorded: &Recorded) -> String {
-    let transaction = Transaction { event: &recorded.event, replayed: Some(recorded.replayed) };
-    serde_json::to_string(&transaction).expect("an event is JSON")
-}
+/// `{"results":[…]}`, written as the results come: a batch's answer has megabytes.
+struct Results(Vec<u8>);
 
-fn results_body(results: &[String]) -> String {
-    format!("{{\"results\":[{}]}}", results.join(","))
+impl Results {
+    fn of(count: usize) -> Self {
+        let mut body = Vec::with_capacity(32 + count * TRANSACTION_BYTES * 3 / 4);
+        body.extend_from_slice(b"{\"results\":[");
+        Self(body)
+    }
+
+    fn transaction(&mut self, recorded: &Recorded) {
+        let transaction = Transaction { event: &recorded.event, replayed: Some(recorded.replayed) };
+        self.add(&transaction);
+    }
+
+    fn problem(&mut self, problem: &Problem, id: &RequestId) {
+        self.add(&problem.document(&id.0));
+    }
+
+    fn add(&mut self, result: &impl serde::Serialize) {
+        if !self.0.ends_with(b"[") {
+            self.0.push(b',');
+        }
+        serde_json::to_writer(&mut self.0, result).expect("results are JSON");
+    }
+
+    fn body(mut self) -> Vec<u8> {
+        self.0.extend_from_slice(b"]}");
+        self.0
+    }
 }
 
 #[cfg(test)]

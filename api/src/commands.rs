@@ -25,6 +25,9 @@ use crate::{
 /// A command's body is at most so large, in bytes.
 pub(crate) const COMMAND_BYTES_MAX: usize = 64 * 1024;
 
+/// Most transactions are no longer than this as JSON, in bytes.
+pub(crate) const TRANSACTION_BYTES: usize = 1_024;
+
 /// Until callers have keys of their own, all are one.
 pub(crate) const ACTOR: &str = "anonymous";
 
@@ -296,7 +299,8 @@ impl Named {
 
 fn answer(recorded: &Recorded) -> Response {
     let transaction = Transaction { event: &recorded.event, replayed: Some(recorded.replayed) };
-    let body = serde_json::to_string(&transaction).expect("an event is JSON");
+    let mut body = Vec::with_capacity(TRANSACTION_BYTES);
+    serde_json::to_writer(&mut body, &transaction).expect("an event is JSON");
     if recorded.replayed {
         let mut response = json(StatusCode::OK, body);
         response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));

@@ -40,7 +40,7 @@ use tokio::{
 };
 
 use content::Room;
-use service::Service;
+use service::{Parts, Service};
 use settings::Settings;
 
 /// Requests allocate on one thread what another one frees: this allocator is made for that.
@@ -136,7 +136,7 @@ async fn run(settings: Settings) -> Result<(), String> {
         .map_err(|error| format!("cannot listen on {}: {error}; choose another with --listen", settings.listen))?;
     let address = listener.local_addr().map_err(|error| format!("cannot listen: {error}"))?;
     let (stop, stopping) = watch::channel(false);
-    let service = Service {
+    let service = Service::new(Parts {
         ledger: ledger.clone(),
         database: database.clone(),
         balances: Reader::start(database.clone()),
@@ -148,7 +148,7 @@ async fn run(settings: Settings) -> Result<(), String> {
         bodies: Room::new(BODY_BYTES_MAX),
         streams: Arc::new(Semaphore::new(stream::STREAMS_MAX)),
         stopping: stopping.clone(),
-    };
+    });
     // Before the address is told: whoever reads it may stop the service at once.
     let mut terminate =
         signal(SignalKind::terminate()).map_err(|error| format!("cannot watch for signals: {error}"))?;

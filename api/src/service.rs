@@ -1,6 +1,6 @@
 //! What the routes share.
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::Deref, sync::Arc, time::Duration};
 
 use ledger_core::Partition;
 use ledger_store::{Database, Ledger, StoreError};
@@ -23,9 +23,20 @@ const READ_MODEL_PATIENCE: Duration = Duration::from_millis(500);
 /// How often such a read looks when nothing in this process tells it of news.
 const LOOK_AGAIN: Duration = Duration::from_millis(25);
 
-/// The parts of the running service. Cloning is cheap.
+/// The running service. Cloning is cheap: every layer of every request does it.
 #[derive(Clone)]
-pub(crate) struct Service {
+pub(crate) struct Service(Arc<Parts>);
+
+impl Deref for Service {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+/// What the service is made of.
+pub(crate) struct Parts {
     pub(crate) ledger: Ledger,
     pub(crate) database: Database,
     pub(crate) balances: Reader,
@@ -45,6 +56,10 @@ pub(crate) struct Service {
 }
 
 impl Service {
+    pub(crate) fn new(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+
     /// Waits until the read models hold what this process had committed when this was called, but not for long: read
     /// models may lag, and what they hold is answered then.
     pub(crate) async fn catch_own_writes(&self, partition: Partition) -> Result<(), StoreError> {

@@ -194,9 +194,9 @@ pub(crate) async fn closed_loop<S: Source>(
     tally.outcome(tally.until, latencies)
 }
 
-/// Requests fall due at a constant rate, whether or not those before are answered, and are sent by the first source that
-/// is free. A latency counts from when the request was due, so waiting for a free connection is part of it. The timer's
-/// grain of a millisecond is part of it, too. What is due within the time counts, however late it is answered.
+/// Requests fall due at a constant rate, whether or not those before are answered, and are sent by the first source
+/// that is free. A latency counts from when the request was due, so waiting for a free connection is part of it, and
+/// so is the timer's grain of a millisecond. What is due within the time counts, however late it is answered.
 ///
 /// # Panics
 ///

@@ -14,7 +14,7 @@ pub(crate) struct Figures {
     pub(crate) latency: Option<Latency>,
     /// What kept the cores busy, where it was watched.
     pub(crate) cpu: Option<Cpu>,
-    /// Bytes handed to the disk for each event, where it was watched.
+    /// Bytes that the disk was given for each event, where it was watched.
     pub(crate) bytes_per_event: Option<f64>,
     /// The longest time by which the read models were behind the log, in seconds.
     pub(crate) lag_seconds: Option<f64>,

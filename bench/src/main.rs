@@ -1,6 +1,7 @@
 //! The benchmark: the ledger beside what the same machine does otherwise, in one run.
 
 mod client;
+mod disk;
 mod figures;
 mod lag;
 mod load;

@@ -10,6 +10,7 @@ use plotters::{
 use crate::{
     figures::Latency,
     plan::Plan,
+    report::rate,
     results::Results,
     scenario::LEVELS,
     series::{Grown, Series},
@@ -93,7 +94,7 @@ fn latency(results: &Results, database: Kind, file: &Path) -> Drawn {
         .axis_desc_style((FONT, 15))
         .label_style((FONT, 13))
         .x_labels(8)
-        .x_label_formatter(&|rate| format!("{rate:.0}"))
+        .x_label_formatter(&|per_second| rate(*per_second))
         .y_label_formatter(&|millis| format!("{millis}"))
         .light_line_style(WHITE.mix(0.0))
         .draw()?;
@@ -124,7 +125,7 @@ fn growth(results: &Results, database: Kind, plan: &Plan, file: &Path) -> Drawn 
         .axis_desc_style((FONT, 15))
         .label_style((FONT, 13))
         .x_label_formatter(&|millions| format!("{}", (millions * 1_000.0).round() / 1_000.0))
-        .y_label_formatter(&|rate| format!("{rate:.0}"))
+        .y_label_formatter(&|per_second| rate(*per_second))
         .light_line_style(WHITE.mix(0.0))
         .draw()?;
     draw(&mut chart, &curves)?;

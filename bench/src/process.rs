@@ -1,7 +1,6 @@
-//! What processes use: CPU time, memory, bytes to the disk, as Linux's `/proc` tells (proc(5)).
+//! What processes use: CPU time and memory, as Linux's `/proc` tells (proc(5)).
 
 use std::{
-    collections::HashMap,
     fs,
     time::{Duration, Instant},
 };
@@ -43,31 +42,12 @@ impl Busy {
         (outcome, cpu)
     }
 
-    /// The bytes that each of the processes handed to the disk so far.
-    pub(crate) fn written(&self) -> Written {
-        let database = self.database.map(family).unwrap_or_default();
-        let pids = self.service.into_iter().chain(database);
-        Written(pids.map(|pid| (pid, written_bytes(pid))).collect())
-    }
-
     fn cpu_seconds(&self) -> Cpu {
         Cpu {
             service: self.service.map(cpu_seconds).unwrap_or_default(),
             database: self.database.map(|pid| family(pid).into_iter().map(cpu_seconds).sum()).unwrap_or_default(),
             client: cpu_seconds(std::process::id()),
         }
-    }
-}
-
-/// Bytes by process.
-#[derive(Debug)]
-pub(crate) struct Written(HashMap<u32, u64>);
-
-impl Written {
-    /// What was written since. Processes that ended in between, such as a vacuum, take their count with them.
-    pub(crate) fn since(&self, before: &Self) -> u64 {
-        let one = |(pid, bytes): (&u32, &u64)| bytes.saturating_sub(before.0.get(pid).copied().unwrap_or(0));
-        self.0.iter().map(one).sum()
     }
 }
 
@@ -84,11 +64,6 @@ fn cpu_seconds(pid: u32) -> f64 {
     // utime, stime, cutime, cstime: fields 14 to 17.
     let ticks: f64 = fields[11..15].iter().filter_map(|ticks| ticks.parse::<f64>().ok()).sum();
     ticks / TICKS_PER_SECOND
-}
-
-fn written_bytes(pid: u32) -> u64 {
-    let io = fs::read_to_string(format!("/proc/{pid}/io")).unwrap_or_default();
-    io.lines().find_map(|line| line.strip_prefix("write_bytes: ")?.parse().ok()).unwrap_or(0)
 }
 
 /// The fields of `/proc/PID/stat` from the third on: the second, the name, may hold anything.
@@ -118,17 +93,4 @@ fn family(pid: u32) -> Vec<u32> {
         next += 1;
     }
     family
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_was_written_is_summed_over_processes_old_and_new() {
-        let before = Written([(1, 100), (2, 50), (3, 7)].into());
-        // 2 ended, 3's number was used again, 4 is new.
-        let after = Written([(1, 140), (3, 5), (4, 9)].into());
-        assert_eq!(after.since(&before), 49);
-    }
 }

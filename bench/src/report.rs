@@ -45,10 +45,11 @@ pub(crate) fn line(series: Series, figures: &Figures) -> String {
     line
 }
 
-/// The targets of every database that was measured.
+/// The targets of every database that was measured, but for those that were not to be.
 pub(crate) fn all_targets(results: &Results, plan: &Plan) -> Vec<Target> {
     let stages = plan.stages();
-    results.databases().into_iter().flat_map(|database| targets(results, database, &stages)).collect()
+    let all = results.databases().into_iter().flat_map(|database| targets(results, database, &stages));
+    all.filter(|target| plan.only.is_empty() || target.found.is_some()).collect()
 }
 
 /// One target in one line.
@@ -70,10 +71,9 @@ pub(crate) fn page(results: &Results, plan: &Plan, machine: &Machine) -> String 
     let _ = writeln!(
         page,
         "\nMedians of {} run(s) of {} s after {} s of warm-up; batches of 1,000 for {} s. Client, service and database \
-         share the machine. Every commit is durable. CPU in cores; a peer stands below what it is compared with, and its \
-         server is under `database` (the echo's under `service`). Bytes are all that service and database hand to the \
-         disk for an event, until everything is written. `replay-tool` and the start after `kill -9` are measured on the \
-         ledger that has grown.",
+         share the machine. Every commit is durable. CPU in cores; a peer stands below what it is compared with, and \
+         its server is under `database` (the echo's under `service`). Bytes are what the disk was given for each \
+         event, by its own counter, until read models, indexes and data files are written.",
         plan.runs, plan.seconds, plan.warm_up_seconds, plan.sustained_seconds
     );
     for database in results.databases() {
@@ -114,8 +114,7 @@ fn facts(page: &mut String, results: &Results, database: Kind) {
     }
     page.push_str("\n| the ledger that has grown | |\n|---|--:|\n");
     for (fact, value) in found {
-        let value = if value < 1_000.0 { format!("{value:.1}") } else { rate(value) };
-        let _ = writeln!(page, "| {} | {value} |", fact.label());
+        let _ = writeln!(page, "| {} | {} |", fact.label(), plain(value));
     }
 }
 
@@ -144,7 +143,12 @@ fn cells(figures: &Figures) -> [String; 10] {
     ]
 }
 
-fn rate(rate: f64) -> String {
+/// With no more digits than say something.
+pub(crate) fn plain(value: f64) -> String {
+    if value < 1_000.0 { format!("{value:.2}") } else { rate(value) }
+}
+
+pub(crate) fn rate(rate: f64) -> String {
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,

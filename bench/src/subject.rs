@@ -7,17 +7,22 @@ use std::{
 };
 
 use ledger_store::Database;
+use serde_json::json;
 use tempfile::TempDir;
 use tests::{Postgres, Service};
 use tokio::time::sleep;
 
 use crate::{
     client::{self, Outcome, Source},
+    disk::Disk,
     figures::{Cpu, Figures, Latency, float},
     lag::{LOOK, LagWatch, positions},
     load::Opening,
     process::{self, Busy},
 };
+
+/// Read models that do not move for so long will not.
+const STILL: Duration = Duration::from_secs(30);
 
 /// Which database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum, serde::Serialize)]
@@ -96,10 +101,9 @@ impl<'p> Subject<'p> {
     pub(crate) async fn crash_and_start(&mut self) -> Duration {
         self.service.kill9();
         self.starts += 1;
-        let body = format!(
-            r#"{{"user_id":"user-0000000","credit_type":"points","amount":1,"business_code":"shop.start","business_id":"{}"}}"#,
-            self.starts
-        );
+        let command = json!({ "user_id": "user-0000000", "credit_type": "points", "amount": 1,
+            "business_code": "shop.start", "business_id": self.starts.to_string() });
+        let body = command.to_string();
         let began = Instant::now();
         self.service = Service::start(&self.database_url, &[]);
         let (status, answer) = client::once(&self.service.url, |request| {
@@ -120,14 +124,23 @@ impl<'p> Subject<'p> {
     }
 
     /// Waits until the read models have caught up.
+    ///
+    /// # Panics
+    ///
+    /// When they stand still.
     pub(crate) async fn settle(&self) {
         let database = Database::open_existing(&self.database_url).await.expect("the ledger's database");
+        let mut newest = (0, Instant::now());
         loop {
             let (head, applied) = positions(&database).await;
             if head == applied {
                 database.close().await;
                 return;
             }
+            if applied > newest.0 {
+                newest = (applied, Instant::now());
+            }
+            assert!(newest.1.elapsed() < STILL, "the read models stand still at {applied} of {head} events");
             sleep(LOOK).await;
         }
     }
@@ -167,27 +180,34 @@ impl<'p> Subject<'p> {
         watched.figures(&outcome)
     }
 
-    /// What is used while a load runs. CPU time is counted from the warm-up on. The bytes are all that the events cause,
-    /// so they are counted over the whole load and until everything is written: read models, indexes and data files.
+    /// What is used while a load runs. CPU time is counted from the warm-up on. The bytes are all that the events
+    /// cause, so they are counted over the whole load and until read models, indexes and data files are written.
     pub(crate) async fn watch<T>(&self, warm_up: Duration, load: impl Future<Output = T>) -> (T, Watched) {
         let busy = Busy { service: Some(self.service.pid()), database: self.cluster.map(Postgres::pid) };
         let events_before = self.events().await;
         self.checkpoint();
-        let written_before = busy.written();
+        let disk = self.disk();
+        let written = || disk.and_then(Disk::written_bytes);
+        let written_before = written();
         let lag = LagWatch::start(&self.database_url).await;
         let (outcome, cpu) = busy.watch(warm_up, load).await;
         let lag_seconds = lag.end().await;
         self.settle().await;
         self.checkpoint();
-        let written = busy.written().since(&written_before);
+        let written = written().zip(written_before).map(|(after, before)| after - before);
         let events = self.events().await - events_before;
         let watched = Watched {
             cpu,
-            bytes_per_event: (events > 0).then(|| float(written) / float(events)),
+            bytes_per_event: written.filter(|_| events > 0).map(|written| float(written) / float(events)),
             lag_seconds,
             memory_mib: process::memory_peak_mib(self.service.pid()),
         };
         (outcome, watched)
+    }
+
+    fn disk(&self) -> Option<Disk> {
+        let of_file = self.folder.as_ref().and_then(|folder| Disk::under(folder.path()));
+        of_file.or_else(|| Disk::under(&self.cluster?.data()))
     }
 
     /// What the ledger takes up on the disk, in bytes.
@@ -218,6 +238,9 @@ impl<'p> Subject<'p> {
 
 impl Drop for Subject<'_> {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the service logged: {}", self.service.log());
+        }
         self.service.kill9();
         if let Some(cluster) = self.cluster {
             drop_database(cluster, &self.database_url);

@@ -116,6 +116,7 @@ impl Runner {
             hurry: hurry.clone(),
             following: None,
             looked: Instant::now(),
+            seen: None,
         };
         Self { progress, hurry, stop, task: tokio::spawn(rounds.run()) }
     }
@@ -169,8 +170,10 @@ struct Rounds {
     hurry: Arc<Notify>,
     /// The checkpoints as this runner left them, while it follows the feed. Compare-and-set finds out if they moved.
     following: Option<Checkpoints>,
-    /// When the heads in the database were read last.
+    /// When the heads in the database were read last while following.
     looked: Instant,
+    /// What they were, if they were ahead of the feed: another process wrote, or this one in that moment.
+    seen: Option<[Position; PARTITIONS]>,
 }
 
 /// What a round came to.
@@ -268,13 +271,16 @@ impl Rounds {
         tokio::select! {
             // Whether it ran out or was woken: the next round looks.
             woken = timeout(longest, news) => woken.is_ok(),
-            () = heard.notified() => false,
+            () = heard.notified() => {
+                self.following = None;
+                false
+            }
             _ = stop.wait_for(|stop| *stop) => false,
         }
     }
 
     /// Rests between two rounds, unless much waits or somebody is in a hurry.
-    async fn rest(&self) {
+    async fn rest(&mut self) {
         if self.following.is_none() {
             return;
         }
@@ -288,7 +294,10 @@ impl Rounds {
             tokio::select! {
                 () = sleep(REST / 8) => {}
                 () = self.hurry.notified() => long_enough = true,
-                () = self.heard.notified() => long_enough = true,
+                () = self.heard.notified() => {
+                    self.following = None;
+                    return;
+                }
             }
         }
     }
@@ -312,25 +321,20 @@ impl Rounds {
     async fn round(&mut self) -> Result<Round, StoreError> {
         let Some(checkpoints) = self.following.take() else { return self.round_from_log().await };
         let Some(feed) = &self.feed else { return self.round_from_log().await };
-        let heads = if self.looked.elapsed() >= POLL {
-            self.looked = Instant::now();
-            Some(self.database.heads().await?)
-        } else {
-            None
-        };
-        // After the heads: what this process committed before they were read is in the feed, or about to be.
         let taken = feed.take(ROUND_EVENTS_FEED);
         let Some((news, next)) = continued(&checkpoints, &taken) else { return self.round_from_log().await };
-        if let Some(heads) = heads
-            && taken.waiting == 0
-            && heads.iter().zip(&next).any(|(head, next)| head.position > *next)
-        {
-            // Another process wrote. (Or this one, just now: then the database tells the same as the feed.)
+        let behind = |heads: &[Position; PARTITIONS]| heads.iter().zip(&next).any(|(head, next)| head > next);
+        if taken.waiting == 0 && self.seen.take().is_some_and(|heads| behind(&heads)) {
+            // What was committed when the heads were read is in the feed by now, if this process committed it.
             return self.round_from_log().await;
+        }
+        if self.looked.elapsed() >= POLL {
+            self.looked = Instant::now();
+            self.seen = Some(self.database.heads().await?.map(|head| head.position)).filter(behind);
         }
         if news.is_empty() {
             self.following = Some(checkpoints);
-            return Ok(Round::Nothing);
+            return Ok(if self.seen.is_some() { Round::Done } else { Round::Nothing });
         }
         let rows = self.rows(&news).await?;
         let mut changes = Changes::default();
@@ -359,15 +363,13 @@ impl Rounds {
 
     /// Applies some events to the read models, as the database has them.
     async fn round_from_log(&mut self) -> Result<Round, StoreError> {
-        self.looked = Instant::now();
+        (self.looked, self.seen) = (Instant::now(), None);
         let heads = self.database.heads().await?;
         let checkpoints = self.checkpoints().await?;
         let (events, damages) = self.news(&heads, &checkpoints).await?;
         if events.is_empty() && damages.is_empty() {
             self.show(&heads, &checkpoints).await?;
-            if self.halted.is_empty() && checkpoints[&ReadModel::Balances] == checkpoints[&ReadModel::Freezes] {
-                self.following = Some(checkpoints);
-            }
+            self.try_to_follow(checkpoints);
             return Ok(Round::Nothing);
         }
         let rows = self.rows(&events).await?;
@@ -401,7 +403,17 @@ impl Rounds {
         }
         let checkpoints = self.checkpoints().await?;
         self.show(&heads, &checkpoints).await?;
+        if checkpoints[&ReadModel::Balances].iter().zip(&heads).all(|(at, head)| at.position >= head.position) {
+            self.try_to_follow(checkpoints);
+        }
         Ok(if applied > 0 { Round::Done } else { Round::Nothing })
+    }
+
+    /// Goes on with the feed, if there is one; should it not go on where the checkpoints are, that is found out.
+    fn try_to_follow(&mut self, checkpoints: Checkpoints) {
+        if self.halted.is_empty() && checkpoints[&ReadModel::Balances] == checkpoints[&ReadModel::Freezes] {
+            self.following = Some(checkpoints);
+        }
     }
 
     /// The events after the checkpoints, as many as one round takes, and what is in the way of more: an event that is

@@ -1,9 +1,12 @@
 //! The read models on SQLite.
 
 use ledger_core::{AccountId, Balance, Freeze, Head, PARTITIONS, Partition, Position, Timestamp};
-use ledger_store::{StoreError, sqlite::Sqlite};
+use ledger_store::{
+    StoreError,
+    sqlite::{ROWS_MAX, Sqlite, padded, values},
+};
 use serde_json::json;
-use sqlx::{AssertSqlSafe, Executor, Row, Sqlite as Driver, SqliteConnection, SqlitePool, sqlite::SqliteRow};
+use sqlx::{Acquire, AssertSqlSafe, Executor, Row, Sqlite as Driver, SqliteConnection, SqlitePool, sqlite::SqliteRow};
 use uuid::Uuid;
 
 use crate::{
@@ -29,33 +32,52 @@ pub(crate) async fn checkpoints<'c>(
 
 /// The rows of some accounts in `table`, which is `balances` or the one that will take its place.
 pub(crate) async fn balances<'c>(
-    connection: impl Executor<'c, Database = Driver>,
+    connection: impl Acquire<'c, Database = Driver>,
     table: &str,
     accounts: &[AccountId],
 ) -> Result<Vec<Result<Balance, DamagedModelRow>>, StoreError> {
-    let wanted: Vec<_> = accounts.iter().map(|id| (id.partition().number(), id.to_string())).collect();
-    let sql = format!(
-        "select {} from json_each(?) w \
-         cross join {table} t on t.partition = w.value ->> 0 and t.account_id = w.value ->> 1",
-        of_table(BALANCE_COLUMNS)
-    );
-    let rows = sqlx::query(AssertSqlSafe(sql)).bind(json!(wanted).to_string()).fetch_all(connection).await?;
-    rows.iter().map(balance).collect()
+    let mut connection = connection.acquire().await?;
+    let mut found = Vec::with_capacity(accounts.len());
+    for chunk in accounts.chunks(ROWS_MAX) {
+        let sql = format!(
+            "select {} from ({}) w cross join {table} t on t.partition = w.column1 and t.account_id = w.column2",
+            of_table(BALANCE_COLUMNS),
+            values(padded(chunk.len()), 2)
+        );
+        let mut query = sqlx::query(AssertSqlSafe(sql));
+        for id in chunk {
+            query = query.bind(i64::from(id.partition().number())).bind(id.to_string());
+        }
+        for row in query.fetch_all(&mut *connection).await? {
+            found.push(balance(&row)?);
+        }
+    }
+    Ok(found)
 }
 
 /// The rows of the freezes at some places in `table`, likewise.
 pub(crate) async fn freezes<'c>(
-    connection: impl Executor<'c, Database = Driver>,
+    connection: impl Acquire<'c, Database = Driver>,
     table: &str,
     places: &[(Partition, Position)],
 ) -> Result<Vec<Result<Freeze, DamagedModelRow>>, StoreError> {
-    let wanted: Vec<_> = places.iter().map(|(partition, position)| (partition.number(), position.0)).collect();
-    let sql = format!(
-        "select {} from json_each(?) w cross join {table} t on t.partition = w.value ->> 0 and t.position = w.value ->> 1",
-        of_table(FREEZE_COLUMNS)
-    );
-    let rows = sqlx::query(AssertSqlSafe(sql)).bind(json!(wanted).to_string()).fetch_all(connection).await?;
-    rows.iter().map(freeze).collect()
+    let mut connection = connection.acquire().await?;
+    let mut found = Vec::with_capacity(places.len());
+    for chunk in places.chunks(ROWS_MAX) {
+        let sql = format!(
+            "select {} from ({}) w cross join {table} t on t.partition = w.column1 and t.position = w.column2",
+            of_table(FREEZE_COLUMNS),
+            values(padded(chunk.len()), 2)
+        );
+        let mut query = sqlx::query(AssertSqlSafe(sql));
+        for (partition, position) in chunk {
+            query = query.bind(i64::from(partition.number())).bind(stored(position.0));
+        }
+        for row in query.fetch_all(&mut *connection).await? {
+            found.push(freeze(&row)?);
+        }
+    }
+    Ok(found)
 }
 
 /// An account's freezes before a position, newest first.
@@ -117,8 +139,6 @@ pub(crate) async fn heads(connection: &mut SqliteConnection) -> Result<[Head; PA
 
 /// Writes a round: rows and checkpoints in one transaction. False when a checkpoint is not where the round began.
 pub(crate) async fn commit(database: &Sqlite, changes: &Changes) -> Result<bool, StoreError> {
-    let balances = balance_rows(&changes.balances);
-    let freezes = freeze_rows(&changes.freezes);
     let mut turn = database.relaxed_turn().await?;
     let connection = turn.connection();
     begin(connection).await?;
@@ -126,8 +146,8 @@ pub(crate) async fn commit(database: &Sqlite, changes: &Changes) -> Result<bool,
         if !take_steps(connection, &changes.steps).await? {
             return Ok(false);
         }
-        write_balances(connection, "balances", &balances).await?;
-        write_freezes(connection, "freezes", &freezes).await?;
+        write_balances(connection, "balances", &changes.balances).await?;
+        write_freezes(connection, "freezes", &changes.freezes).await?;
         Ok::<_, StoreError>(true)
     }
     .await;
@@ -178,83 +198,72 @@ async fn take_steps(connection: &mut SqliteConnection, steps: &[Step]) -> Result
     Ok(moved.rows_affected() == steps.len() as u64)
 }
 
-/// The rows as one JSON parameter, in the order of the columns.
-pub(crate) fn balance_rows(balances: &[Balance]) -> String {
-    let mut rows: Vec<_> = balances.iter().collect();
-    rows.sort_unstable_by_key(|balance| balance.account.id());
-    let rows: Vec<_> = rows
-        .into_iter()
-        .map(|balance| {
-            let (account, state) = (&balance.account, &balance.state);
-            json!([
-                account.partition().number(),
-                account.id(),
-                balance.position,
-                state.version,
-                state.balance,
-                state.frozen,
-                state.available(),
-                balance.updated_at,
-                balance.status(),
-                **account.user_id(),
-                **account.credit_type()
-            ])
-        })
-        .collect();
-    json!(rows).to_string()
-}
-
-pub(crate) fn freeze_rows(freezes: &[Freeze]) -> String {
-    let mut rows: Vec<_> = freezes.iter().collect();
-    rows.sort_unstable_by_key(|freeze| (freeze.account.partition(), freeze.position));
-    let rows: Vec<_> = rows
-        .into_iter()
-        .map(|freeze| {
-            let account = &freeze.account;
-            json!([
-                account.partition().number(),
-                freeze.position,
-                freeze.amount,
-                freeze.remaining,
-                freeze.captured,
-                freeze.released,
-                freeze.expires_at,
-                freeze.created_at,
-                freeze.freeze_id,
-                account.id(),
-                freeze.status(),
-                **account.user_id(),
-                **account.credit_type(),
-                **freeze.key.code(),
-                **freeze.key.id()
-            ])
-        })
-        .collect();
-    json!(rows).to_string()
-}
-
 /// Inserts or replaces rows of `table`, which is `balances` or the one that will take its place.
 pub(crate) async fn write_balances(
     connection: &mut SqliteConnection,
     table: &str,
-    rows: &str,
+    balances: &[Balance],
 ) -> Result<(), StoreError> {
-    write(connection, table, BALANCE_COLUMNS, rows).await
+    let mut sorted: Vec<_> = balances.iter().collect();
+    sorted.sort_unstable_by_key(|balance| balance.account.id());
+    for rows in sorted.chunks(ROWS_MAX) {
+        let mut query = sqlx::query(AssertSqlSafe(upsert(table, BALANCE_COLUMNS, rows.len())));
+        for balance in rows {
+            let (account, state) = (&balance.account, &balance.state);
+            query = query
+                .bind(i64::from(account.partition().number()))
+                .bind(account.id().to_string())
+                .bind(stored(balance.position.0))
+                .bind(stored(state.version))
+                .bind(stored(state.balance))
+                .bind(stored(state.frozen))
+                .bind(stored(state.available()))
+                .bind(balance.updated_at.to_string())
+                .bind(balance.status())
+                .bind(account.user_id().clone())
+                .bind(account.credit_type().clone());
+        }
+        query.execute(&mut *connection).await?;
+    }
+    Ok(())
 }
 
 pub(crate) async fn write_freezes(
     connection: &mut SqliteConnection,
     table: &str,
-    rows: &str,
+    freezes: &[Freeze],
 ) -> Result<(), StoreError> {
-    write(connection, table, FREEZE_COLUMNS, rows).await
+    let mut sorted: Vec<_> = freezes.iter().collect();
+    sorted.sort_unstable_by_key(|freeze| (freeze.account.partition(), freeze.position));
+    for rows in sorted.chunks(ROWS_MAX) {
+        let mut query = sqlx::query(AssertSqlSafe(upsert(table, FREEZE_COLUMNS, rows.len())));
+        for freeze in rows {
+            let account = &freeze.account;
+            query = query
+                .bind(i64::from(account.partition().number()))
+                .bind(stored(freeze.position.0))
+                .bind(stored(freeze.amount))
+                .bind(stored(freeze.remaining))
+                .bind(stored(freeze.captured))
+                .bind(stored(freeze.released))
+                .bind(freeze.expires_at.map(|at| at.to_string()))
+                .bind(freeze.created_at.to_string())
+                .bind(freeze.freeze_id.to_string())
+                .bind(account.id().to_string())
+                .bind(freeze.status())
+                .bind(account.user_id().clone())
+                .bind(account.credit_type().clone())
+                .bind(freeze.key.code().clone())
+                .bind(freeze.key.id().clone());
+        }
+        query.execute(&mut *connection).await?;
+    }
+    Ok(())
 }
 
-async fn write(connection: &mut SqliteConnection, table: &str, columns: &str, rows: &str) -> Result<(), StoreError> {
-    let values: Vec<_> = (0..columns.split(',').count()).map(|index| format!("value ->> {index}")).collect();
-    let sql = format!("insert or replace into {table} ({columns}) select {} from json_each(?)", values.join(", "));
-    sqlx::query(AssertSqlSafe(sql)).bind(rows.to_owned()).execute(connection).await?;
-    Ok(())
+fn upsert(table: &str, columns: &str, rows: usize) -> String {
+    let rows = values(padded(rows), columns.split(',').count());
+    format!("insert or replace into {table} ({columns}) select * from ({rows}) where column1 is not null")
 }
 
 fn of_table(columns: &str) -> String {

@@ -23,7 +23,7 @@ pub(crate) struct Fill {
 
 impl Fill {
     /// How many accounts there should be by now.
-    fn accounts_due(&self) -> u32 {
+    pub(crate) fn accounts_due(&self) -> u32 {
         let due = u128::from(self.accounts_at_end) * u128::from(self.events) / u128::from(self.events_at_end.max(1));
         u32::try_from(due).unwrap_or(u32::MAX).min(self.accounts_at_end)
     }

@@ -84,7 +84,7 @@ impl<'b> Bench<'b> {
     }
 
     fn found(&self, fact: Fact, value: f64) {
-        println!("{} {}/{} {}: {value:.2}", self.kind, self.run, self.plan.runs, fact.label());
+        println!("{} {}/{} {}: {}", self.kind, self.run, self.plan.runs, fact.label(), report::plain(value));
         self.results.borrow_mut().facts.push(Found { database: self.kind, fact, value });
     }
 
@@ -118,8 +118,8 @@ impl<'b> Bench<'b> {
     }
 }
 
-/// Measures one database: the scenarios in turn, as often as planned, so that a slow minute of the machine does not meet
-/// one of them alone. What needs their medians comes after.
+/// Measures one database: the scenarios in turn, as often as planned, so that a slow minute of the machine does not
+/// meet one of them alone. What needs their medians comes after.
 pub(crate) async fn run(kind: Kind, plan: &Plan, results: &RefCell<Results>, save: &dyn Fn(&Results)) {
     let cluster = (kind == Kind::Postgres).then(|| start_cluster(&plan.folder));
     if let Some(cluster) = &cluster {

@@ -3,10 +3,9 @@
 use std::sync::{Arc, LazyLock};
 
 use ledger_core::{AccountId, Head, PARTITIONS, Partition, Position};
-use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Row, Sqlite as Driver, SqliteConnection, query::Query, sqlite::SqliteArguments};
 
-use super::{Sqlite, log::heads_of, values};
+use super::{ROWS_MAX, Sqlite, log::heads_of, padded, values};
 use crate::{
     StoreError,
     database::Bound,
@@ -15,7 +14,7 @@ use crate::{
 };
 
 /// Rows of one turn of a flush: some milliseconds, because commands wait for the end of the turn.
-const FLUSH_ROWS: usize = 1_000;
+const FLUSH_ROWS: usize = ROWS_MAX;
 
 const CHECKPOINTS: &str = "select partition, epoch, position, hash from index_checkpoints order by partition";
 
@@ -30,27 +29,33 @@ impl Sqlite {
         &self,
         accounts: &[AccountId],
     ) -> Result<Vec<(Partition, Position)>, StoreError> {
-        let wanted: Vec<_> = accounts.iter().map(|id| (id.partition().number(), id.to_string())).collect();
-        self.places(
-            "select a.partition, a.position from json_each(?) w \
-             cross join account_positions a on a.partition = w.value ->> 0 and a.account_id = w.value ->> 1",
-            json!(wanted),
-        )
+        let sql = |values| {
+            format!(
+                "select a.partition, a.position from ({values}) w \
+                 cross join account_positions a on a.partition = w.column1 and a.account_id = w.column2"
+            )
+        };
+        self.places(accounts, 2, sql, |query, id| {
+            query.bind(i64::from(id.partition().number())).bind(id.to_string())
+        })
         .await
     }
 
     /// The indexed events under some key hashes: where they are.
     pub(crate) async fn key_positions(&self, keys: &[KeyHash]) -> Result<Vec<(Partition, Position)>, StoreError> {
-        let wanted: Vec<_> = keys
-            .iter()
-            .map(|key| (key.partition.number(), stored_hash(key.business), stored_hash(key.account)))
-            .collect();
-        self.places(
-            "select k.partition, k.position from json_each(?) w \
-             cross join key_positions k on k.partition = w.value ->> 0 and k.business_hash = w.value ->> 1 \
-             and k.account_short = w.value ->> 2",
-            json!(wanted),
-        )
+        let sql = |values| {
+            format!(
+                "select k.partition, k.position from ({values}) w \
+                 cross join key_positions k on k.partition = w.column1 and k.business_hash = w.column2 \
+                 and k.account_short = w.column3"
+            )
+        };
+        self.places(keys, 3, sql, |query, key| {
+            query
+                .bind(i64::from(key.partition.number()))
+                .bind(stored_hash(key.business))
+                .bind(stored_hash(key.account))
+        })
         .await
     }
 
@@ -77,12 +82,16 @@ impl Sqlite {
 
     /// The indexed events of every account under a business key's hash: where they are.
     pub(crate) async fn business_positions(&self, business: u64) -> Result<Vec<(Partition, Position)>, StoreError> {
-        let wanted: Vec<_> = Partition::all().map(|partition| (partition.number(), stored_hash(business))).collect();
-        self.places(
-            "select k.partition, k.position from json_each(?) w \
-             cross join key_positions k on k.partition = w.value ->> 0 and k.business_hash = w.value ->> 1",
-            json!(wanted),
-        )
+        let sql = |values| {
+            format!(
+                "select k.partition, k.position from ({values}) w \
+                 cross join key_positions k on k.partition = w.column1 and k.business_hash = w.column2"
+            )
+        };
+        let partitions: Vec<_> = Partition::all().collect();
+        self.places(&partitions, 2, sql, |query, partition| {
+            query.bind(i64::from(partition.number())).bind(stored_hash(business))
+        })
         .await
     }
 
@@ -91,12 +100,15 @@ impl Sqlite {
         &self,
         originals: &[(Partition, Position)],
     ) -> Result<Vec<(Partition, Position)>, StoreError> {
-        let wanted: Vec<_> = originals.iter().map(|(partition, position)| (partition.number(), position.0)).collect();
-        self.places(
-            "select r.partition, r.position from json_each(?) w \
-             cross join related_positions r on r.partition = w.value ->> 0 and r.original_position = w.value ->> 1",
-            json!(wanted),
-        )
+        let sql = |values| {
+            format!(
+                "select r.partition, r.position from ({values}) w \
+                 cross join related_positions r on r.partition = w.column1 and r.original_position = w.column2"
+            )
+        };
+        self.places(originals, 2, sql, |query, (partition, position)| {
+            query.bind(i64::from(partition.number())).bind(stored(position.0))
+        })
         .await
     }
 
@@ -123,18 +135,27 @@ impl Sqlite {
         position.map(|position| place(account.partition(), position)).transpose()
     }
 
-    async fn places(&self, sql: &'static str, wanted: Value) -> Result<Vec<(Partition, Position)>, StoreError> {
-        let rows = sqlx::query(sql).bind(wanted.to_string()).fetch_all(self.readers()).await?;
-        rows.iter()
-            .map(|row| {
+    async fn places<T>(
+        &self,
+        wanted: &[T],
+        columns: usize,
+        sql: impl Fn(String) -> String,
+        bind: impl Fn(Statement, &T) -> Statement,
+    ) -> Result<Vec<(Partition, Position)>, StoreError> {
+        let mut places = Vec::new();
+        for chunk in wanted.chunks(ROWS_MAX) {
+            let sql = sql(values(padded(chunk.len()), columns));
+            let query = chunk.iter().fold(sqlx::query(AssertSqlSafe(sql)), &bind);
+            for row in query.fetch_all(self.readers()).await? {
                 let number: i64 = row.try_get(0)?;
                 let partition = u8::try_from(number).ok().and_then(Partition::new);
                 let partition = partition.ok_or_else(|| {
                     StoreError::Inconsistent(format!("an index names partition {number}, which there is not"))
                 })?;
-                Ok((partition, place(partition, row.try_get(1)?)?))
-            })
-            .collect()
+                places.push((partition, place(partition, row.try_get(1)?)?));
+            }
+        }
+        Ok(places)
     }
 
     /// Writes entries to the indexes and moves the checkpoints to `to` where they are not past it. Every row is written

@@ -7,7 +7,6 @@ use std::{
 
 use futures::TryStreamExt;
 use ledger_core::{Epoch, Event, Head, PARTITIONS, Partition, Position};
-use serde_json::json;
 use sqlx::{
     AssertSqlSafe, Row, SqliteConnection,
     query::Query,
@@ -15,7 +14,7 @@ use sqlx::{
 };
 use tokio::sync::OwnedMutexGuard;
 
-use super::{Sqlite, rows, values};
+use super::{ROWS_MAX, Sqlite, padded, rows, values};
 use crate::{
     DamagedRow, StoreError,
     append::{Append, Appended},
@@ -96,14 +95,22 @@ impl Sqlite {
         &self,
         places: &[(Partition, Position)],
     ) -> Result<Vec<Result<Event, DamagedRow>>, StoreError> {
-        let wanted =
-            json!(places.iter().map(|(partition, position)| (partition.number(), position.0)).collect::<Vec<_>>());
-        let sql = format!(
-            "select {JOINED_COLUMNS} from json_each(?) w \
-             cross join events e on e.partition = w.value ->> 0 and e.position = w.value ->> 1"
-        );
-        let rows = sqlx::query(AssertSqlSafe(sql)).bind(wanted.to_string()).fetch_all(self.readers()).await?;
-        rows.iter().map(rows::read).collect()
+        let mut rows = Vec::with_capacity(places.len());
+        for chunk in places.chunks(ROWS_MAX) {
+            let sql = format!(
+                "select {JOINED_COLUMNS} from ({}) w \
+                 cross join events e on e.partition = w.column1 and e.position = w.column2",
+                values(padded(chunk.len()), 2)
+            );
+            let mut query = sqlx::query(AssertSqlSafe(sql));
+            for (partition, position) in chunk {
+                query = query.bind(i64::from(partition.number())).bind(stored(position.0));
+            }
+            for row in query.fetch_all(self.readers()).await? {
+                rows.push(rows::read(&row)?);
+            }
+        }
+        Ok(rows)
     }
 
     /// The positions of rows that stand before the first place: the ledger writes none there.

@@ -43,7 +43,7 @@ pub struct Sqlite {
     readers: SqlitePool,
     writer: Arc<Mutex<SqliteConnection>>,
     written: Arc<Written>,
-    options: SqliteConnectOptions,
+    options: Arc<SqliteConnectOptions>,
 }
 
 /// The turn to write what can be made again from the log (read models, indexes, checkpoints). No commit waits for the
@@ -85,7 +85,7 @@ impl Sqlite {
             .max_connections(READERS_MAX)
             .connect_lazy_with(options.clone().create_if_missing(false).pragma("query_only", "on"));
         let options = options.create_if_missing(false).synchronous(SqliteSynchronous::Full);
-        Ok(Self { file: file.into(), readers, writer: Arc::new(Mutex::new(writer)), written: Arc::default(), options })
+        Ok(Self { file: file.into(), readers, writer: Arc::new(Mutex::new(writer)), written: Arc::default(), options: Arc::new(options) })
     }
 
     /// The file's path, as it was given.
@@ -134,8 +134,19 @@ impl RelaxedTurn<'_> {
     }
 }
 
-/// So many rows of so many parameters.
-pub(crate) fn values(rows: usize, columns: usize) -> String {
+/// Rows that one statement asks for or writes at most, but for events.
+pub const ROWS_MAX: usize = 1_024;
+
+/// The number of rows that a statement for `rows` rows has: few sizes, so that each statement is prepared once. The
+/// parameters of the others are not bound and so are null; they match nothing, and are left out where rows are written.
+#[must_use]
+pub fn padded(rows: usize) -> usize {
+    [1, 4, 16, 64, 256].into_iter().find(|size| *size >= rows).unwrap_or(ROWS_MAX)
+}
+
+/// So many rows of so many parameters. Its columns are called `column1`, `column2` and so on.
+#[must_use]
+pub fn values(rows: usize, columns: usize) -> String {
     let row = format!("({})", vec!["?"; columns].join(","));
     format!("values {}", vec![row; rows].join(","))
 }

@@ -78,15 +78,14 @@ impl NextTables for Next<'_> {
             if some.is_none() && others.is_none() {
                 return Ok(());
             }
-            let some = sqlite::balance_rows(some.unwrap_or_default());
-            let others = sqlite::freeze_rows(others.unwrap_or_default());
+            let (some, others) = (some.unwrap_or_default(), others.unwrap_or_default());
             if let Some(turn) = &mut self.turn {
-                sqlite::write_balances(turn.connection(), "balances_next", &some).await?;
-                sqlite::write_freezes(turn.connection(), "freezes_next", &others).await?;
+                sqlite::write_balances(turn.connection(), "balances_next", some).await?;
+                sqlite::write_freezes(turn.connection(), "freezes_next", others).await?;
             } else {
                 let mut turn = self.database.relaxed_turn().await?;
-                sqlite::write_balances(turn.connection(), "balances_next", &some).await?;
-                sqlite::write_freezes(turn.connection(), "freezes_next", &others).await?;
+                sqlite::write_balances(turn.connection(), "balances_next", some).await?;
+                sqlite::write_freezes(turn.connection(), "freezes_next", others).await?;
             }
         }
     }
