@@ -264,9 +264,14 @@ impl Database {
     pub(crate) async fn flush_indexes(
         &self,
         entries: &IndexEntries,
+        from: &[Head; PARTITIONS],
         to: &[Head; PARTITIONS],
     ) -> Result<(), StoreError> {
-        on_either!(self, database => database.flush_indexes(entries, to).await)
+        match self {
+            Self::Postgres(postgres) => postgres.flush_indexes(entries, from, to).await,
+            // Rows are written in many small transactions, each of which may be done again.
+            Self::Sqlite(sqlite) => sqlite.flush_indexes(entries, to).await,
+        }
     }
 }
 

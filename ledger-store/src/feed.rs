@@ -11,8 +11,8 @@ use std::{
 use ledger_core::{Event, Timestamp};
 use tokio::sync::watch;
 
-/// Events that wait for the follower; past that all of them are let go: some 100 MiB.
-const EVENTS_MAX: usize = 120_000;
+/// Events that wait for the follower; past that all of them are let go: some 40 MiB.
+const EVENTS_MAX: usize = 45_000;
 
 /// The events of this process's commits, in the order of the commits.
 #[derive(Debug, Clone)]

@@ -9,6 +9,7 @@ use ledger_core::{
     chain,
 };
 use quick_cache::unsync::Cache;
+use smallvec::SmallVec;
 
 use crate::{
     StoreError,
@@ -33,7 +34,7 @@ pub(crate) struct OriginalEntry {
 #[derive(Debug, Default)]
 pub(crate) struct Span {
     pub(crate) accounts: HashMap<AccountId, Balance>,
-    pub(crate) keys: HashMap<KeyHash, Vec<Position>>,
+    pub(crate) keys: HashMap<KeyHash, SmallVec<[Position; 1]>>,
     pub(crate) originals: HashMap<(Partition, Position), OriginalEntry>,
     /// Each [`HISTORY_STRIDE`]th version of an account.
     pub(crate) history: Vec<(AccountId, u64, Position)>,
@@ -134,6 +135,8 @@ pub(crate) struct Tail {
     pub(crate) sealed: Option<Arc<Span>>,
     /// The heads when it was sealed: the indexes' next checkpoint.
     pub(crate) sealed_heads: [Head; PARTITIONS],
+    /// The indexes' checkpoint, unless another process has moved it meanwhile.
+    pub(crate) indexed: [Head; PARTITIONS],
     /// After that.
     pub(crate) active: Span,
     /// Accounts as the newest event left them, for those that neither span holds.
@@ -164,6 +167,7 @@ impl Tail {
             recorded_at: [Timestamp::from_micros(0).expect("1970 is a time"); PARTITIONS],
             sealed: None,
             sealed_heads: checkpoint,
+            indexed: checkpoint,
             active: Span::default(),
             accounts: Cache::new(CACHED_ACCOUNTS_MAX),
         };
@@ -247,12 +251,13 @@ impl Tail {
         sealed
     }
 
-    /// Lets go of what the indexes hold now; the accounts stay known within the cache's bound.
-    pub(crate) fn forget_sealed(&mut self) {
-        if let Some(sealed) = self.sealed.take() {
-            for (id, balance) in &sealed.accounts {
-                self.accounts.insert(*id, balance.clone());
-            }
+    /// Lets go of what the indexes hold now, and gives it away; the accounts stay known within the cache's bound.
+    pub(crate) fn forget_sealed(&mut self) -> Option<Arc<Span>> {
+        let sealed = self.sealed.take()?;
+        self.indexed = self.sealed_heads;
+        for (id, balance) in &sealed.accounts {
+            self.accounts.insert(*id, balance.clone());
         }
+        Some(sealed)
     }
 }

@@ -31,10 +31,15 @@ use crate::{
 
 /// Commands of one commit. Larger commits gain nothing more and make the first of them wait.
 const BATCH_WEIGHT_MAX: usize = 8_192;
+/// A batch of so many commands is worth a commit of its own at once.
+const LARGE: usize = 500;
 /// Events of the tail that make a flush worth its while.
 const FLUSH_EVENTS: usize = 50_000;
 /// Past this many events in memory no more is decided until a flush is done: some 200 bytes each.
-const TAIL_EVENTS_MAX: usize = 400_000;
+const TAIL_EVENTS_MAX: usize = 200_000;
+/// How often all that can run is let run before a commit is begun. No time is waited for: when nothing else can run this
+/// takes microseconds.
+const YIELDS: usize = 8;
 /// A service that does nothing for so long writes its indexes.
 const IDLE: Duration = Duration::from_secs(1);
 /// How long a failed flush waits before it is tried again.
@@ -169,6 +174,12 @@ impl Writer {
                 // What is in the queue is still done; nothing more gets in.
                 Woken::ToldToStop => self.queue.close(),
             }
+            if self.in_flight.is_none() {
+                // Whoever is about to ask goes first: the larger a commit, the less of it each command pays for.
+                for _ in 0..YIELDS {
+                    tokio::task::yield_now().await;
+                }
+            }
             while self.waiting_weight() < BATCH_WEIGHT_MAX
                 && let Ok(request) = self.queue.try_recv()
             {
@@ -194,6 +205,12 @@ impl Writer {
         if !self.waiting.is_empty() && self.has_room() {
             self.decide().await?;
         }
+        self.send_off();
+        Ok(())
+    }
+
+    /// Begins to commit what is decided, when nothing is being committed.
+    fn send_off(&mut self) {
         if self.in_flight.is_none()
             && let Some(batch) = self.building.take()
         {
@@ -202,7 +219,6 @@ impl Writer {
             let commit = tokio::spawn(async move { database.append(&append).await });
             self.in_flight = Some(InFlight { batch, commit });
         }
-        Ok(())
     }
 
     fn has_room(&self) -> bool {
@@ -260,6 +276,10 @@ impl Writer {
         match outcome {
             Ok(Appended::Done) => {
                 let in_flight = self.in_flight.take().expect("a commit ends only for a batch in flight");
+                if self.building.as_ref().is_some_and(|building| building.weight >= LARGE) {
+                    // The database need not wait until the answers are out.
+                    self.send_off();
+                }
                 self.settle(in_flight.batch);
                 Ok(())
             }
@@ -320,17 +340,25 @@ impl Writer {
             None if self.tail.active.events == 0 => return,
             None => self.tail.seal(),
         };
-        let (database, to) = (self.database.clone(), self.tail.sealed_heads);
-        self.flush = Some(tokio::spawn(async move { database.flush_indexes(&sealed.index_entries(), &to).await }));
+        let (database, filter) = (self.database.clone(), self.filter.clone());
+        let (from, to) = (self.tail.indexed, self.tail.sealed_heads);
+        self.flush = Some(tokio::spawn(async move {
+            // Sorting takes some ten milliseconds, and so does the filter: other threads go on with the requests.
+            let entries = tokio::task::spawn_blocking(move || {
+                filter.add(&sealed);
+                sealed.index_entries()
+            });
+            let entries = entries.await.map_err(|_| ended_early("flush"))?;
+            database.flush_indexes(&entries, &from, &to).await
+        }));
     }
 
     fn flushed(&mut self, outcome: Result<(), StoreError>) {
         match outcome {
             Ok(()) => {
-                if let Some(sealed) = &self.tail.sealed {
-                    self.filter.add(sealed);
-                }
-                self.tail.forget_sealed();
+                let sealed = self.tail.forget_sealed();
+                // To free so many small things takes time, too.
+                tokio::task::spawn_blocking(move || drop(sealed));
             }
             Err(error) => {
                 tracing::warn!(error = %crate::error::chain(&error), "the indexes could not be written; trying again");

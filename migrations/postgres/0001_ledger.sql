@@ -48,34 +48,50 @@ create table partition_heads (
 insert into partition_heads (partition, epoch, position, hash)
 select n, 1, 0, decode(repeat('00', 32), 'hex') from generate_series(0, 63) as n;
 
--- An append: the whole commit of a batch in one statement and one round trip. The heads are locked in ascending order,
--- compared, advanced by predicate, and the events inserted; false means that some head is not what the writer believed,
--- and then nothing was written. $1-$6: partition, epoch, position and hash of the heads to advance, and their next
--- position and hash. $7-$10: the heads that were only judged by. From $11 on: the events, column by column.
+-- Advances heads by predicate: $1-$6 are partition, epoch, position and hash of the heads to advance, and their next
+-- position and hash; $7-$10 the heads that were only judged by. When some head is not what the writer believed, it fails
+-- with LG001 and nothing is written.
+--
+-- One advisory lock ("ledger", 7) lets one append pass at a time: nearly every batch touches nearly every head, and to
+-- lock thirty rows in order, so that two writers cannot block each other, would cost more than all else here.
+create function advance_heads(
+    smallint[], bigint[], bigint[], bytea[], bigint[], bytea[], smallint[], bigint[], bigint[], bytea[]
+) returns void language plpgsql as $$
+declare
+    n bigint;
+begin
+    perform pg_advisory_xact_lock(x'6c656467657207'::bigint);
+    update partition_heads h set position = next.next_position, hash = next.next_hash
+    from unnest($1, $2, $3, $4, $5, $6) as next (partition, epoch, position, hash, next_position, next_hash)
+    where (h.partition, h.epoch, h.position, h.hash) = (next.partition, next.epoch, next.position, next.hash);
+    get diagnostics n = row_count;
+    if n = cardinality($1) and cardinality($7) > 0 then
+        -- Locked as well, so that they stay what they are until the commit.
+        select count(*) + cardinality($1) - cardinality($7) into n
+        from (
+            select 1 from partition_heads h
+            join unnest($7, $8, $9, $10) as believed (partition, epoch, position, hash)
+                using (partition, epoch, position, hash)
+            for share of h
+        ) as agreeing;
+    end if;
+    if n <> cardinality($1) then
+        raise exception 'a head is not what the writer believed' using errcode = 'LG001';
+    end if;
+end
+$$;
+
+-- An append of few events: the whole commit of a batch in one statement and one round trip. $1-$10 are those of
+-- advance_heads, from $11 on come the events, column by column. (Many events are copied instead, which costs half as much
+-- for each but four round trips more.)
 create function append_events(
     smallint[], bigint[], bigint[], bytea[], bigint[], bytea[], smallint[], bigint[], bigint[], bytea[],
     smallint[], bigint[], bigint[], bigint[], bigint[], bigint[], bigint[], bigint[], bigint[], bigint[],
     timestamptz[], timestamptz[], uuid[], uuid[], uuid[], uuid[], uuid[], integer[], integer[], smallint[],
     boolean[], text[], text[], text[], text[], text[], text[], text[], text[], text[], bytea[], bigint[]
-) returns boolean language plpgsql as $$
-declare
-    n bigint;
+) returns void language plpgsql as $$
 begin
-    perform from partition_heads where partition = any($1) order by partition for update;
-    select count(*) into n
-    from partition_heads h
-    join unnest($1 || $7, $2 || $8, $3 || $9, $4 || $10) as believed (partition, epoch, position, hash)
-        using (partition, epoch, position, hash);
-    if n <> cardinality($1) + cardinality($7) then
-        return false;
-    end if;
-    update partition_heads h set position = next.next_position, hash = next.next_hash
-    from unnest($1, $2, $3, $4, $5, $6) as next (partition, epoch, position, hash, next_position, next_hash)
-    where (h.partition, h.epoch, h.position, h.hash) = (next.partition, next.epoch, next.position, next.hash);
-    get diagnostics n = row_count;
-    if n <> cardinality($1) then
-        raise exception 'a locked head moved';
-    end if;
+    perform advance_heads($1, $2, $3, $4, $5, $6, $7, $8, $9, $10);
     insert into events (
         partition, position, previous_position, epoch, version, amount, released, remaining, balance, frozen,
         expires_at, recorded_at, transaction_id, account_id, related_id, operation_id, batch_id, batch_size,
@@ -86,7 +102,6 @@ begin
         $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31,
         $32, $33, $34, $35, $36, $37, $38, $39, $40, $41, $42
     );
-    return true;
 end
 $$;
 

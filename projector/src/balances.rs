@@ -1,12 +1,16 @@
 //! The balances, for those who read them.
 
+use std::sync::Arc;
+
 use foldhash::{HashMap, HashSet};
 use ledger_core::{Account, AccountId, Balance};
 use ledger_store::{Database, StoreError, error::chain};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::{postgres, snapshot::DamagedModelRow, sqlite};
 
+/// Statements at once: while the database works on one, the answers of the other are written.
+const STATEMENTS_MAX: usize = 2;
 /// Accounts of one statement.
 const ACCOUNTS_MAX: usize = 256;
 
@@ -39,7 +43,10 @@ impl Reader {
     #[must_use]
     pub fn start(database: Database) -> Self {
         let (questions, asked) = mpsc::unbounded_channel();
-        tokio::spawn(serve(database, asked));
+        let asked = Arc::new(Mutex::new(asked));
+        for _ in 0..STATEMENTS_MAX {
+            tokio::spawn(serve(database.clone(), asked.clone()));
+        }
         Self { questions }
     }
 
@@ -56,9 +63,13 @@ impl Reader {
     }
 }
 
-async fn serve(database: Database, mut asked: mpsc::UnboundedReceiver<Question>) {
+async fn serve(database: Database, asked: Arc<Mutex<mpsc::UnboundedReceiver<Question>>>) {
     let mut questions = Vec::new();
-    while asked.recv_many(&mut questions, ACCOUNTS_MAX).await > 0 {
+    loop {
+        let count = asked.lock().await.recv_many(&mut questions, ACCOUNTS_MAX).await;
+        if count == 0 {
+            return;
+        }
         let accounts: HashSet<_> = questions.iter().map(|question| question.account).collect();
         let found = read(&database, accounts.into_iter().collect()).await;
         for question in questions.drain(..) {

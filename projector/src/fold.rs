@@ -1,9 +1,8 @@
 //! One round of a projector: what some events make of the rows that are there.
 
-use std::{
-    borrow::Borrow,
-    collections::{HashMap, HashSet},
-};
+use std::borrow::Borrow;
+
+use foldhash::{HashMap, HashSet};
 
 use ledger_core::{AccountId, Balance, Event, Freeze, Head, Partition, Position, chain, rejection::Contradiction};
 
@@ -13,6 +12,8 @@ use crate::checkpoint::{ReadModel, Step};
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
     pub(crate) balances: Vec<Balance>,
+    /// Whose rows of balances were not there before.
+    pub(crate) opened: HashSet<AccountId>,
     pub(crate) freezes: Vec<Freeze>,
     pub(crate) steps: Vec<Step>,
 }
@@ -75,8 +76,8 @@ pub(crate) fn fold(
     changes: &mut Changes,
 ) -> Result<(), Contradiction> {
     let mut at = from;
-    let mut balances: HashMap<AccountId, Balance> = HashMap::new();
-    let mut freezes: HashMap<Position, Freeze> = HashMap::new();
+    let mut balances: HashMap<AccountId, Balance> = HashMap::default();
+    let mut freezes: HashMap<Position, Freeze> = HashMap::default();
     let mut outcome = Ok(());
     for event in events {
         let event = event.borrow();
@@ -94,6 +95,7 @@ pub(crate) fn fold(
         at = event.head();
     }
     if at != from {
+        changes.opened.extend(balances.keys().filter(|id| !rows.balances.contains_key(id)));
         changes.balances.extend(balances.into_values());
         changes.freezes.extend(freezes.into_values());
         changes.steps.push(Step { model, partition, from, to: at });

@@ -141,7 +141,12 @@ pub(crate) async fn commit(pool: &PgPool, changes: &Changes) -> Result<bool, Sto
         transaction.rollback().await?;
         return Ok(false);
     }
-    write_balances(&mut transaction, "balances", &changes.balances).await?;
+    let mut balances: Vec<_> = changes.balances.iter().collect();
+    balances.sort_unstable_by_key(|balance| balance.account.id());
+    let (opened, there): (Vec<_>, Vec<_>) =
+        balances.into_iter().partition(|balance| changes.opened.contains(&balance.account.id()));
+    update_balances(&mut transaction, &there).await?;
+    write_balances(&mut transaction, "balances", &opened).await?;
     write_freezes(&mut transaction, "freezes", &changes.freezes).await?;
     transaction.commit().await?;
     Ok(true)
@@ -186,14 +191,45 @@ async fn take_steps(connection: &mut PgConnection, steps: &[Step]) -> Result<boo
     Ok(true)
 }
 
-/// Inserts or replaces rows of `table`, which is `balances` or the one that will take its place.
+/// Writes rows of `balances` that are there already, in the order of their ids: an insert that turns into an update costs
+/// half as much again.
+async fn update_balances(connection: &mut PgConnection, balances: &[&Balance]) -> Result<(), StoreError> {
+    for rows in balances.chunks(ROWS) {
+        // The lateral join keeps the look-up by primary key, in order, whatever the planner thinks of the table's size.
+        let updated = sqlx::query(
+            "update balances t set position = n.position, version = n.version, balance = n.balance, \
+                 frozen = n.frozen, available = n.available, updated_at = n.updated_at, status = n.status \
+             from unnest($1::smallint[], $2::uuid[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], \
+                 $7::bigint[], $8::timestamptz[], $9::text[]) \
+                 as n (partition, account_id, position, version, balance, frozen, available, updated_at, status) \
+             cross join lateral (select ctid as place from balances \
+                 where partition = n.partition and account_id = n.account_id offset 0) l \
+             where t.ctid = l.place",
+        )
+        .bind(rows.iter().map(|row| i16::from(row.account.partition().number())).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.account.id().uuid()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| stored(row.position.0)).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| stored(row.state.version)).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| stored(row.state.balance)).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| stored(row.state.frozen)).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| stored(row.state.available())).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| DateTime::<Utc>::from(row.updated_at)).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.status()).collect::<Vec<_>>())
+        .execute(&mut *connection)
+        .await?;
+        if updated.rows_affected() != rows.len() as u64 {
+            return Err(StoreError::Inconsistent("a row of balances went away while it was written".to_owned()));
+        }
+    }
+    Ok(())
+}
+
+/// Inserts or replaces rows of `table`, which is `balances` or the one that will take its place, in the order of their ids.
 pub(crate) async fn write_balances(
     connection: &mut PgConnection,
     table: &str,
-    balances: &[Balance],
+    balances: &[&Balance],
 ) -> Result<(), StoreError> {
-    let mut sorted: Vec<_> = balances.iter().collect();
-    sorted.sort_unstable_by_key(|balance| balance.account.id());
     let sql = format!(
         "insert into {table} as t ({BALANCE_COLUMNS}) \
          select * from unnest($1::smallint[], $2::uuid[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], \
@@ -202,7 +238,7 @@ pub(crate) async fn write_balances(
              balance = excluded.balance, frozen = excluded.frozen, available = excluded.available, \
              updated_at = excluded.updated_at, status = excluded.status"
     );
-    for rows in sorted.chunks(ROWS) {
+    for rows in balances.chunks(ROWS) {
         sqlx::query(AssertSqlSafe(sql.clone()))
             .bind(rows.iter().map(|row| i16::from(row.account.partition().number())).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| row.account.id().uuid()).collect::<Vec<_>>())

@@ -209,7 +209,7 @@ async fn replay(
     let mut changes = Changes {
         balances: rows.balances.into_values().collect(),
         freezes: rows.freezes.into_values().collect(),
-        steps: Vec::new(),
+        ..Changes::default()
     };
     changes.balances.sort_unstable_by_key(|balance| balance.account.id());
     changes.freezes.sort_unstable_by_key(|freeze| freeze.position);

@@ -48,12 +48,11 @@ declare
     next_balance bigint;
     next_version bigint;
 begin
-    -- The update locks the row, and tells what it made.
-    update peer_accounts set balance = balance - 1, version = version + 1 where id = account and balance >= 1
-    returning balance, version into next_balance, next_version;
-    if not found then
+    select balance - 1, version + 1 into next_balance, next_version from peer_accounts where id = account for update;
+    if next_balance < 0 then
         raise exception 'account % has too little', account;
     end if;
+    update peer_accounts set balance = next_balance, version = next_version where id = account;
     insert into peer_entries (account_id, version, amount, balance, business_key)
     values (account, next_version, 1, next_balance, gen_random_uuid());
     return next_balance;

@@ -3,7 +3,7 @@
 use ledger_core::{AccountId, Head, PARTITIONS, Partition, Position};
 use sqlx::{AssertSqlSafe, PgConnection, Postgres as Driver, Row, postgres::PgArguments, query::Query};
 
-use super::{Postgres, log::heads_of};
+use super::{Postgres, copy, log::heads_of};
 use crate::{
     StoreError,
     database::Bound,
@@ -137,10 +137,27 @@ impl Postgres {
             .collect()
     }
 
-    /// Writes entries to the indexes and moves the checkpoints to `to` where they are not past it, in one transaction.
+    /// Writes entries, which follow `from`, to the indexes and moves the checkpoints to `to` where they are not past it.
     pub(crate) async fn flush_indexes(
         &self,
         entries: &IndexEntries,
+        from: &[Head; PARTITIONS],
+        to: &[Head; PARTITIONS],
+    ) -> Result<(), StoreError> {
+        match self.flush_once(entries, Some(from), to).await {
+            // Some key is there although the checkpoint says that it cannot be: then each is looked at.
+            Err(StoreError::Database(sqlx::Error::Database(refusal))) if refusal.is_unique_violation() => {
+                self.flush_once(entries, None, to).await
+            }
+            flushed => flushed,
+        }
+    }
+
+    /// The same, in one transaction; without `from` nothing is taken for granted of what is there.
+    async fn flush_once(
+        &self,
+        entries: &IndexEntries,
+        from: Option<&[Head; PARTITIONS]>,
         to: &[Head; PARTITIONS],
     ) -> Result<(), StoreError> {
         let mut transaction = self.pool().begin().await?;
@@ -148,7 +165,8 @@ impl Postgres {
         // The log is the indexes' write-ahead log: nobody waits for the disk here.
         sqlx::query("set local synchronous_commit = off").execute(&mut *connection).await?;
         // First, and in ascending order: the rows' locks let one flush pass at a time.
-        sqlx::query("select 1 from index_checkpoints order by partition for update").execute(&mut *connection).await?;
+        let locked = format!("{CHECKPOINTS} for update");
+        let checkpoints = heads_of(sqlx::query(AssertSqlSafe(locked)).fetch_all(&mut *connection).await?)?;
         for chunk in entries.accounts.chunks(FLUSH_ROWS) {
             sqlx::query(
                 "insert into account_positions (partition, account_id, position) \
@@ -162,17 +180,11 @@ impl Postgres {
             .execute(&mut *connection)
             .await?;
         }
-        for chunk in entries.keys.chunks(FLUSH_ROWS) {
-            sqlx::query(
-                "insert into key_positions (partition, business_hash, account_short, position) \
-                 select * from unnest($1::smallint[], $2::bigint[], $3::bigint[], $4::bigint[]) on conflict do nothing",
-            )
-            .bind(partitions(chunk.iter().map(|(key, _)| key.partition)))
-            .bind(chunk.iter().map(|(key, _)| stored_hash(key.business)).collect::<Vec<_>>())
-            .bind(chunk.iter().map(|(key, _)| stored_hash(key.account)).collect::<Vec<_>>())
-            .bind(chunk.iter().map(|(_, at)| stored(at.0)).collect::<Vec<_>>())
-            .execute(&mut *connection)
-            .await?;
+        if from == Some(&checkpoints) {
+            // Rows and checkpoints are written together, so none of these keys is there.
+            copy_keys(connection, &entries.keys).await?;
+        } else {
+            insert_keys(connection, &entries.keys).await?;
         }
         for chunk in entries.related.chunks(FLUSH_ROWS) {
             sqlx::query(
@@ -213,6 +225,41 @@ impl Postgres {
         transaction.commit().await?;
         Ok(())
     }
+}
+
+/// Writes keys of which another process may have written some.
+async fn insert_keys(connection: &mut PgConnection, keys: &[(KeyHash, Position)]) -> Result<(), StoreError> {
+    for chunk in keys.chunks(FLUSH_ROWS) {
+        sqlx::query(
+            "insert into key_positions (partition, business_hash, account_short, position) \
+             select * from unnest($1::smallint[], $2::bigint[], $3::bigint[], $4::bigint[]) on conflict do nothing",
+        )
+        .bind(partitions(chunk.iter().map(|(key, _)| key.partition)))
+        .bind(chunk.iter().map(|(key, _)| stored_hash(key.business)).collect::<Vec<_>>())
+        .bind(chunk.iter().map(|(key, _)| stored_hash(key.account)).collect::<Vec<_>>())
+        .bind(chunk.iter().map(|(_, at)| stored(at.0)).collect::<Vec<_>>())
+        .execute(&mut *connection)
+        .await?;
+    }
+    Ok(())
+}
+
+/// Writes keys that are not there.
+async fn copy_keys(connection: &mut PgConnection, keys: &[(KeyHash, Position)]) -> Result<(), StoreError> {
+    let mut into = connection
+        .copy_in_raw("copy key_positions (partition, business_hash, account_short, position) from stdin (format binary)")
+        .await?;
+    let mut rows = copy::Rows::new(0);
+    for (key, at) in keys {
+        rows.row(4)
+            .small(key.partition.number().into())
+            .number(stored_hash(key.business))
+            .number(stored_hash(key.account))
+            .number(stored(at.0));
+    }
+    into.send(rows.end()).await?;
+    into.finish().await?;
+    Ok(())
 }
 
 fn partitions(partitions: impl Iterator<Item = Partition>) -> Vec<i16> {

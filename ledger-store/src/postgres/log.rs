@@ -4,11 +4,15 @@ use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use ledger_core::{Epoch, Event, Head, PARTITIONS, Partition, Position};
-use sqlx::{AssertSqlSafe, Connection, PgConnection, Row, postgres::PgRow};
+use sqlx::{
+    AssertSqlSafe, Connection, PgConnection, Row,
+    postgres::{PgArguments, PgRow},
+    query::Query,
+};
 use tokio::sync::OwnedMutexGuard;
 use uuid::Uuid;
 
-use super::{Postgres, rows};
+use super::{Postgres, copy, rows};
 use crate::{
     DamagedRow, StoreError,
     append::{Append, Appended},
@@ -19,6 +23,14 @@ use crate::{
 /// How long a commit may take before it counts as failed and its end as unknown: a server that does not answer at all must
 /// not hold the writer for ever.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Before any head: see `append_events`.
+const LOCK: &str = "select pg_advisory_xact_lock(x'6c656467657207'::bigint)";
+/// From so many events on they are copied.
+const COPY_EVENTS_MIN: usize = 200;
+
+/// What `append_events` fails with when a head is not what was believed.
+const FENCE_LOST: &str = "LG001";
 
 const HEADS: &str = "select partition, epoch, position, hash from partition_heads order by partition";
 
@@ -44,8 +56,12 @@ impl Postgres {
             let heads = heads_of(sqlx::query(HEADS).fetch_all(&mut connection).await?)?;
             let agree = append.judged.iter().all(|(partition, head)| heads[partition.index()] == *head);
             if agree { Appended::Done } else { Appended::FenceLost }
-        } else {
+        } else if append.events.len() < COPY_EVENTS_MIN {
             write(&mut connection, append).await?
+        } else {
+            sqlx::query("begin").execute(&mut connection).await?;
+            let done = copy(&mut connection, append).await?;
+            end(&mut connection, done).await?
         };
         // Only a connection that answered properly is used again.
         *slot = Some(connection);
@@ -61,6 +77,7 @@ impl Postgres {
         let mut slot = self.writer.clone().lock_owned().await;
         let mut connection = self.take_writer(&mut slot).await?;
         sqlx::query("begin").execute(&mut connection).await?;
+        sqlx::query(LOCK).execute(&mut connection).await?;
         let rows =
             sqlx::query("select partition, epoch, position, hash from partition_heads order by partition for update")
                 .fetch_all(&mut connection)
@@ -167,10 +184,14 @@ impl LockedHeads {
     }
 
     async fn append_now(mut self, append: &Append) -> Result<Appended, StoreError> {
-        let done =
-            if append.advances.is_empty() { Appended::Done } else { write(&mut self.connection, append).await? };
-        let end = if done == Appended::Done { "commit" } else { "rollback" };
-        sqlx::query(end).execute(&mut self.connection).await?;
+        let done = if append.advances.is_empty() {
+            Appended::Done
+        } else if append.events.len() < COPY_EVENTS_MIN {
+            write(&mut self.connection, append).await?
+        } else {
+            copy(&mut self.connection, append).await?
+        };
+        let done = end(&mut self.connection, done).await?;
         *self.slot = Some(self.connection);
         Ok(done)
     }
@@ -276,15 +297,50 @@ impl<'e> Columns<'e> {
     }
 }
 
-async fn write(connection: &mut PgConnection, append: &Append) -> Result<Appended, StoreError> {
+/// Ends a transaction as `done` says.
+async fn end(connection: &mut PgConnection, done: Appended) -> Result<Appended, StoreError> {
+    let end = if done == Appended::Done { "commit" } else { "rollback" };
+    sqlx::query(end).execute(connection).await?;
+    Ok(done)
+}
+
+/// Advances the heads and copies the events, in a transaction that has begun.
+async fn copy(connection: &mut PgConnection, append: &Append) -> Result<Appended, StoreError> {
+    let parameters = (1..=10).map(|n| format!("${n}")).collect::<Vec<_>>().join(", ");
+    let advance = sqlx::query(AssertSqlSafe(format!("select advance_heads({parameters})")));
+    let advanced = outcome(bind_heads(advance, append).execute(&mut *connection).await.map(drop))?;
+    if advanced == Appended::FenceLost {
+        return Ok(advanced);
+    }
+    let mut rows = copy::Rows::new(append.events.len());
+    for event in &append.events {
+        rows.add(event);
+    }
+    let mut into = connection.copy_in_raw(&format!("copy events ({COLUMNS}) from stdin (format binary)")).await?;
+    into.send(rows.end()).await?;
+    into.finish().await?;
+    Ok(Appended::Done)
+}
+
+/// What `advance_heads` came to.
+fn outcome(done: Result<(), sqlx::Error>) -> Result<Appended, StoreError> {
+    match done {
+        Ok(()) => Ok(Appended::Done),
+        Err(sqlx::Error::Database(refusal)) if refusal.code().as_deref() == Some(FENCE_LOST) => Ok(Appended::FenceLost),
+        Err(error) => Err(error.into()),
+    }
+}
+
+type Statement<'q> = Query<'q, sqlx::Postgres, PgArguments>;
+
+/// Binds the parameters of `advance_heads`.
+fn bind_heads<'q>(query: Statement<'q>, append: &'q Append) -> Statement<'q> {
     let partitions = |heads: &mut dyn Iterator<Item = Partition>| -> Vec<i16> {
         heads.map(|partition| partition.number().into()).collect()
     };
     let advances = &append.advances;
     let judged = &append.judged;
-    let columns = Columns::of(&append.events);
-    let parameters = (1..=42).map(|n| format!("${n}")).collect::<Vec<_>>().join(", ");
-    let appended: bool = sqlx::query_scalar(AssertSqlSafe(format!("select append_events({parameters})")))
+    query
         .bind(partitions(&mut advances.iter().map(|(partition, ..)| *partition)))
         .bind(advances.iter().map(|(_, before, _)| i64::from(before.epoch.0)).collect::<Vec<_>>())
         .bind(advances.iter().map(|(_, before, _)| stored(before.position.0)).collect::<Vec<_>>())
@@ -295,6 +351,14 @@ async fn write(connection: &mut PgConnection, append: &Append) -> Result<Appende
         .bind(judged.iter().map(|(_, head)| i64::from(head.epoch.0)).collect::<Vec<_>>())
         .bind(judged.iter().map(|(_, head)| stored(head.position.0)).collect::<Vec<_>>())
         .bind(judged.iter().map(|(_, head)| &head.hash.0[..]).collect::<Vec<_>>())
+}
+
+/// Advances the heads and inserts the events, in one statement.
+async fn write(connection: &mut PgConnection, append: &Append) -> Result<Appended, StoreError> {
+    let columns = Columns::of(&append.events);
+    let parameters = (1..=42).map(|n| format!("${n}")).collect::<Vec<_>>().join(", ");
+    let appended = sqlx::query(AssertSqlSafe(format!("select append_events({parameters})")));
+    let appended = bind_heads(appended, append)
         .bind(columns.partition)
         .bind(columns.position)
         .bind(columns.previous_position)
@@ -327,9 +391,9 @@ async fn write(connection: &mut PgConnection, append: &Append) -> Result<Appende
         .bind(columns.metadata)
         .bind(columns.hash)
         .bind(columns.available)
-        .fetch_one(connection)
-        .await?;
-    Ok(if appended { Appended::Done } else { Appended::FenceLost })
+        .execute(connection)
+        .await;
+    outcome(appended.map(drop))
 }
 
 /// Heads or checkpoints of every partition, from rows of (partition, epoch, position, hash) in order.

@@ -1,5 +1,6 @@
 //! The ledger on PostgreSQL.
 
+mod copy;
 mod index;
 mod log;
 mod rows;

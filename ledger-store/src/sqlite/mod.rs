@@ -24,7 +24,7 @@ const MIGRATIONS: [(i64, &str, &str); 1] = [(1, "ledger", include_str!("../../..
 /// How long a statement waits for another process's transaction on the same file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// What the writing connection keeps of the file in memory, in KiB, as SQLite writes it: negative.
-const WRITER_CACHE: &str = "-65536";
+const WRITER_CACHE: &str = "-32768";
 /// A commit is not waited for: what it writes can be made again from the log. One connection writes everything, because
 /// SQLite throws away what a connection remembers of the file whenever another one wrote; so each turn says how it commits.
 const RELAXED: &str = "pragma synchronous = normal";

@@ -61,7 +61,9 @@ impl Next {
 
 impl NextTables for Next {
     async fn write(&mut self, changes: &Changes) -> Result<(), RebuildError> {
-        postgres::write_balances(&mut self.connection, "balances_next", &changes.balances).await?;
+        let mut balances: Vec<_> = changes.balances.iter().collect();
+        balances.sort_unstable_by_key(|balance| balance.account.id());
+        postgres::write_balances(&mut self.connection, "balances_next", &balances).await?;
         postgres::write_freezes(&mut self.connection, "freezes_next", &changes.freezes).await?;
         Ok(())
     }
