@@ -8,13 +8,13 @@ use axum::{
     http::{HeaderMap, StatusCode, header},
     response::Response,
 };
-use ledger_core::{Command, json::Transaction};
+use ledger_core::{Command, EventType, json::Transaction};
 use ledger_store::{BatchError, CommandError, Recorded};
 use serde_json::value::RawValue;
 
 use crate::{
     body,
-    commands::{COMMAND_FIELDS, Kind, Named, TRANSACTION_BYTES},
+    commands::{self, COMMAND_FIELDS, Kind, Named, TRANSACTION_BYTES},
     content,
     problem::Problem,
     request::{RequestId, json},
@@ -120,14 +120,12 @@ async fn run_each(service: &Service, id: &RequestId, parsed: Vec<Result<Command,
 
 /// Counts what was done, by type and outcome.
 fn count(recorded: &[Recorded]) {
-    let mut counts: BTreeMap<(&'static str, &'static str), u64> = BTreeMap::new();
+    let mut counts: BTreeMap<(EventType, bool), u64> = BTreeMap::new();
     for recorded in recorded {
-        let outcome = if recorded.replayed { "replayed" } else { "recorded" };
-        *counts.entry((recorded.event.event_type.name(), outcome)).or_default() += 1;
+        *counts.entry((recorded.event.event_type, recorded.replayed)).or_default() += 1;
     }
-    for ((event_type, outcome), count) in counts {
-        metrics::counter!("ledger_commands_total", "type" => event_type, "outcome" => outcome)
-            .increment(count);
+    for ((event_type, replayed), count) in counts {
+        commands::count(event_type, replayed, count);
     }
 }
 

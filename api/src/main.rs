@@ -161,7 +161,7 @@ async fn run(settings: Settings) -> Result<(), String> {
          '{{\"user_id\":\"u1\",\"credit_type\":\"points\",\"amount\":1000,\"business_code\":\"signup.bonus\",\"business_id\":\"u1\"}}'"
     ));
 
-    let server = tokio::spawn(server::serve(listener, router::routes(service), stopping));
+    let server = tokio::spawn(server::serve(listener, service, stopping));
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

@@ -3,15 +3,16 @@
 use std::{borrow::Cow, sync::Arc};
 
 use axum::{
+    Router,
     body::Body,
-    extract::{FromRequestParts, MatchedPath, Request, State},
+    extract::{FromRequestParts, MatchedPath, Request},
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts},
-    middleware::Next,
     response::{IntoResponse, Response},
 };
 use futures::FutureExt;
 use ledger_core::Account;
 use percent_encoding::percent_decode_str;
+use tower::ServiceExt;
 use tracing::Instrument;
 use uuid::Uuid;
 
@@ -47,8 +48,9 @@ impl<S: Sync> FromRequestParts<S> for RequestId {
     }
 }
 
-/// The outermost layer: gives the request its id and its deadline, catches what must not happen, and writes problems.
-pub(crate) async fn identify(State(service): State<Service>, mut request: Request, next: Next) -> Response {
+/// What stands around every route: gives the request its id and its deadline, catches what must not happen, and writes
+/// problems. (As a layer of the router it would be copied with every layer above and below for each request.)
+pub(crate) async fn serve(service: Service, routes: Router, mut request: Request) -> Response {
     let id = RequestId::of(request.headers());
     // A span for every request would cost a good part of it; who traces gets one.
     let span = match trace_id(request.headers()) {
@@ -57,20 +59,24 @@ pub(crate) async fn identify(State(service): State<Service>, mut request: Reques
     };
     request.extensions_mut().insert(id.clone());
     let streams = request.uri().path() == "/v1/events/stream";
-    let run = std::panic::AssertUnwindSafe(next.run(request)).catch_unwind().instrument(span.clone());
+    let run = std::panic::AssertUnwindSafe(routes.oneshot(request)).catch_unwind().instrument(span.clone());
     let outcome = if streams {
         run.await
     } else {
         match tokio::time::timeout(service.deadline, run).await {
             Ok(outcome) => outcome,
             // What was begun goes on in the writer; the key tells its end.
-            Err(_) => Ok(Problem::store_unavailable().into_response()),
+            Err(_) => Ok(Ok(Problem::store_unavailable().into_response())),
         }
     };
-    let mut response = outcome.unwrap_or_else(|_| {
-        span.in_scope(|| tracing::error!(request_id = %id.0, "a request panicked"));
-        Problem::internal().into_response()
-    });
+    let mut response = match outcome {
+        Ok(Ok(response)) => response,
+        Ok(Err(never)) => match never {},
+        Err(_) => {
+            span.in_scope(|| tracing::error!(request_id = %id.0, "a request panicked"));
+            Problem::internal().into_response()
+        }
+    };
     if let Some(problem) = response.extensions_mut().remove::<Problem>() {
         span.in_scope(|| {
             if problem.is_ours() {

@@ -1,7 +1,7 @@
 //! Which path is answered by what.
 
 use axum::{
-    Router, middleware,
+    Router,
     routing::{get, post},
 };
 
@@ -35,6 +35,5 @@ pub(crate) fn routes(service: Service) -> Router {
         .route("/docs", get(docs::page))
         .method_not_allowed_fallback(request::method_not_allowed)
         .fallback(request::no_such_route)
-        .layer(middleware::from_fn_with_state(service.clone(), request::identify))
         .with_state(service)
 }

@@ -2,13 +2,14 @@
 
 use std::{convert::Infallible, time::Duration};
 
-use axum::{Router, body::Body};
+use axum::body::Body;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::graceful::GracefulShutdown,
 };
 use tokio::{net::TcpListener, sync::watch};
-use tower::ServiceExt;
+
+use crate::{request, router, service::Service};
 
 /// How long a client may take to send a request's headers, and how long a connection may be idle.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -20,7 +21,8 @@ const BUFFER_BYTES_MAX: usize = 64 * 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves until `stop` turns true and every request that was under way is answered.
-pub(crate) async fn serve(listener: TcpListener, routes: Router, mut stop: watch::Receiver<bool>) {
+pub(crate) async fn serve(listener: TcpListener, service: Service, mut stop: watch::Receiver<bool>) {
+    let routes = router::routes(service.clone());
     let graceful = GracefulShutdown::new();
     let mut server = hyper::server::conn::http1::Builder::new();
     server.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).max_buf_size(BUFFER_BYTES_MAX);
@@ -42,12 +44,12 @@ pub(crate) async fn serve(listener: TcpListener, routes: Router, mut stop: watch
             tracing::debug!(%error, "a connection closed at once");
             continue;
         }
-        let routes = routes.clone();
-        let service = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-            let routes = routes.clone();
-            async move { Ok::<_, Infallible>(answer(routes, request.map(Body::new)).await) }
+        let (service, routes) = (service.clone(), routes.clone());
+        let answer = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+            let (service, routes) = (service.clone(), routes.clone());
+            async move { Ok::<_, Infallible>(request::serve(service, routes, request.map(Body::new)).await) }
         });
-        let connection = graceful.watch(server.serve_connection(TokioIo::new(stream), service));
+        let connection = graceful.watch(server.serve_connection(TokioIo::new(stream), answer));
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection ended early");
@@ -57,12 +59,5 @@ pub(crate) async fn serve(listener: TcpListener, routes: Router, mut stop: watch
     drop(listener);
     if tokio::time::timeout(DRAIN, graceful.shutdown()).await.is_err() {
         tracing::warn!("some connections did not end in time");
-    }
-}
-
-async fn answer(routes: Router, request: hyper::Request<Body>) -> axum::response::Response {
-    match routes.oneshot(request).await {
-        Ok(response) => response,
-        Err(never) => match never {},
     }
 }

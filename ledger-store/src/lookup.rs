@@ -138,6 +138,7 @@ impl<'a> Known<'a> {
             let place = (hash.partition, position);
             let drafts = self.layers.drafts.into_iter().flatten();
             let event = drafts.filter_map(|draft| draft.event_at(hash.partition, position)).next();
+            let event = event.or_else(|| self.layers.tail.recent.at(hash.partition, position));
             let event = event.or_else(|| self.fetched.events.get(&place)).ok_or_else(|| missing(place))?;
             if event.account == *account && event.key == *key {
                 return Ok(Some(event));
@@ -255,7 +256,8 @@ async fn accounts_and_keys(
             // What a draft holds is at hand; what the tail holds has to be read, to be compared and repeated.
             let committed = [Some(&layers.tail.active), layers.tail.sealed.as_deref()];
             let in_tail = committed.into_iter().flatten().filter_map(|span| span.keys.get(&hash)).flatten();
-            places.extend(in_tail.map(|position| (hash.partition, *position)));
+            let to_read = in_tail.filter(|position| layers.tail.recent.at(hash.partition, **position).is_none());
+            places.extend(to_read.map(|position| (hash.partition, *position)));
             if layers.account(account).is_none() {
                 accounts.insert(account);
             }

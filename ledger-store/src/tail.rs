@@ -1,6 +1,6 @@
 //! What the indexes do not hold yet: the log after their checkpoint, in memory.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use foldhash::HashMap;
 
@@ -124,6 +124,37 @@ pub(crate) fn about(event: &Event) -> Option<((Partition, Position), OriginalEnt
     Some(((partition, position), OriginalEntry { original, newest: event.position }))
 }
 
+/// Events of each partition that are kept: 32,768 in all, some 20 MiB.
+const RECENT_MAX: usize = 512;
+
+/// The newest events that this process committed: whoever repeats a command does so soon.
+#[derive(Debug)]
+pub(crate) struct Recent([VecDeque<Arc<Event>>; PARTITIONS]);
+
+impl Recent {
+    fn new() -> Self {
+        Self(std::array::from_fn(|_| VecDeque::new()))
+    }
+
+    pub(crate) fn add(&mut self, event: &Arc<Event>) {
+        let events = &mut self.0[event.partition.index()];
+        if events.back().is_some_and(|newest| newest.position.next() != event.position) {
+            // Another process wrote in between.
+            events.clear();
+        }
+        if events.len() == RECENT_MAX {
+            events.pop_front();
+        }
+        events.push_back(event.clone());
+    }
+
+    pub(crate) fn at(&self, partition: Partition, position: Position) -> Option<&Arc<Event>> {
+        let events = &self.0[partition.index()];
+        let offset = position.0.checked_sub(events.front()?.position.0)?;
+        events.get(usize::try_from(offset).ok()?)
+    }
+}
+
 /// All that this process knows of the committed log beyond what the indexes hold.
 #[derive(Debug)]
 pub(crate) struct Tail {
@@ -141,6 +172,7 @@ pub(crate) struct Tail {
     pub(crate) active: Span,
     /// Accounts as the newest event left them, for those that neither span holds.
     pub(crate) accounts: Cache<AccountId, Balance>,
+    pub(crate) recent: Recent,
 }
 
 impl Tail {
@@ -170,6 +202,7 @@ impl Tail {
             indexed: checkpoint,
             active: Span::default(),
             accounts: Cache::new(CACHED_ACCOUNTS_MAX),
+            recent: Recent::new(),
         };
         for (partition, (head, from)) in Partition::all().zip(heads.iter().zip(&checkpoint)) {
             if from.position > head.position {

@@ -309,6 +309,7 @@ impl Writer {
         let Batch { mut draft, answers, .. } = batch;
         self.tail.heads = draft.heads;
         self.tail.recorded_at = draft.recorded_at;
+        draft.events.iter().for_each(|event| self.tail.recent.add(event));
         self.published.commit(&mut draft);
         self.tail.active.absorb(draft.span);
         for (request, answer) in answers {

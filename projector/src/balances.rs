@@ -108,10 +108,7 @@ async fn rows_of(
     Ok(rows(database, &[account]).await?.pop())
 }
 
-async fn rows(
-    database: &Database,
-    accounts: &[AccountId],
-) -> Result<Vec<Result<Balance, DamagedModelRow>>, ReadError> {
+async fn rows(database: &Database, accounts: &[AccountId]) -> Result<Vec<Result<Balance, DamagedModelRow>>, ReadError> {
     let rows = match database {
         Database::Postgres(database) => postgres::balances(database.pool(), "balances", accounts).await,
         Database::Sqlite(database) => sqlite::balances(database.readers(), "balances", accounts).await,

@@ -523,11 +523,7 @@ impl Rounds {
     }
 
     /// Publishes how far the read models are.
-    async fn show(
-        &mut self,
-        heads: &[Head; PARTITIONS],
-        checkpoints: &Checkpoints,
-    ) -> Result<(), StoreError> {
+    async fn show(&mut self, heads: &[Head; PARTITIONS], checkpoints: &Checkpoints) -> Result<(), StoreError> {
         let positions: [Position; PARTITIONS] = std::array::from_fn(|index| {
             let [balances, freezes] = ReadModel::ALL.map(|model| checkpoints[&model][index].position);
             balances.min(freezes)

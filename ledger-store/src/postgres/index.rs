@@ -247,7 +247,9 @@ async fn insert_keys(connection: &mut PgConnection, keys: &[(KeyHash, Position)]
 /// Writes keys that are not there.
 async fn copy_keys(connection: &mut PgConnection, keys: &[(KeyHash, Position)]) -> Result<(), StoreError> {
     let mut into = connection
-        .copy_in_raw("copy key_positions (partition, business_hash, account_short, position) from stdin (format binary)")
+        .copy_in_raw(
+            "copy key_positions (partition, business_hash, account_short, position) from stdin (format binary)",
+        )
         .await?;
     let mut rows = copy::Rows::new(0);
     for (key, at) in keys {

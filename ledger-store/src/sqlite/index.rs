@@ -35,10 +35,8 @@ impl Sqlite {
                  cross join account_positions a on a.partition = w.column1 and a.account_id = w.column2"
             )
         };
-        self.places(accounts, 2, sql, |query, id| {
-            query.bind(i64::from(id.partition().number())).bind(id.to_string())
-        })
-        .await
+        self.places(accounts, 2, sql, |query, id| query.bind(i64::from(id.partition().number())).bind(id.to_string()))
+            .await
     }
 
     /// The indexed events under some key hashes: where they are.
@@ -51,10 +49,7 @@ impl Sqlite {
             )
         };
         self.places(keys, 3, sql, |query, key| {
-            query
-                .bind(i64::from(key.partition.number()))
-                .bind(stored_hash(key.business))
-                .bind(stored_hash(key.account))
+            query.bind(i64::from(key.partition.number())).bind(stored_hash(key.business)).bind(stored_hash(key.account))
         })
         .await
     }
@@ -188,10 +183,7 @@ impl Sqlite {
         let related = entries.related.chunks(FLUSH_ROWS).map(|chunk| {
             query(&RELATED, |mut query| {
                 for (partition, original, at) in chunk {
-                    query = query
-                        .bind(i64::from(partition.number()))
-                        .bind(stored(original.0))
-                        .bind(stored(at.0));
+                    query = query.bind(i64::from(partition.number())).bind(stored(original.0)).bind(stored(at.0));
                 }
                 query
             })

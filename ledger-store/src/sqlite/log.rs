@@ -205,6 +205,10 @@ async fn append_at_once(connection: &mut SqliteConnection, append: &Append) -> R
         query = rows::bind(query, event);
     }
     // Parameters that are not bound are null: rows that are left out.
+    #[expect(
+        deprecated,
+        reason = "there is no other way to run several statements with parameters in one go; without it, `write` does the same"
+    )]
     let results: Result<Vec<_>, _> = query.execute_many(&mut *connection).await.try_collect().await;
     match results {
         Ok(results) => Ok(if results.get(ADVANCE).is_some_and(|result| result.rows_affected() > 0) {
@@ -248,7 +252,10 @@ fn advance_statement(heads: usize) -> String {
 /// Inserts the rows that are not null.
 fn insert_statement(rows: usize) -> String {
     // A failure rolls all of it back, so SQLite need not remember how to undo this statement alone.
-    format!("insert or rollback into events ({COLUMNS}) select * from ({}) where column1 is not null", values(rows, COLUMN_COUNT))
+    format!(
+        "insert or rollback into events ({COLUMNS}) select * from ({}) where column1 is not null",
+        values(rows, COLUMN_COUNT)
+    )
 }
 
 /// The sizes that statements come in: few, so that each is prepared once.

@@ -72,7 +72,11 @@ impl Sqlite {
             .busy_timeout(BUSY_TIMEOUT)
             .statement_cache_capacity(200)
             .disable_statement_logging();
-        let writer = options.clone().synchronous(SqliteSynchronous::Full).pragma("cache_size", WRITER_CACHE).pragma("wal_autocheckpoint", "8000")
+        let writer = options
+            .clone()
+            .synchronous(SqliteSynchronous::Full)
+            .pragma("cache_size", WRITER_CACHE)
+            .pragma("wal_autocheckpoint", "8000")
             .pragma("temp_store", "memory");
         let mut writer = connect(&writer, &file).await?;
         // A schema that is up to date is left alone: the service's role need not be the one that migrates.
@@ -85,7 +89,13 @@ impl Sqlite {
             .max_connections(READERS_MAX)
             .connect_lazy_with(options.clone().create_if_missing(false).pragma("query_only", "on"));
         let options = options.create_if_missing(false).synchronous(SqliteSynchronous::Full);
-        Ok(Self { file: file.into(), readers, writer: Arc::new(Mutex::new(writer)), written: Arc::default(), options: Arc::new(options) })
+        Ok(Self {
+            file: file.into(),
+            readers,
+            writer: Arc::new(Mutex::new(writer)),
+            written: Arc::default(),
+            options: Arc::new(options),
+        })
     }
 
     /// The file's path, as it was given.
