@@ -6,6 +6,7 @@
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use ledger_core::{Event, Timestamp};
@@ -13,6 +14,12 @@ use tokio::sync::watch;
 
 /// Events that wait for the follower; past that all of them are let go: some 40 MiB.
 const EVENTS_MAX: usize = 45_000;
+
+/// While so many events wait, the writer begins no further commit, so that read models stay within a second of the log
+/// even when commands could be recorded faster than they can be projected.
+const EVENTS_ENOUGH: usize = 20_000;
+/// A follower that took nothing for so long is not waited for.
+const FOLLOWER_PATIENCE: Duration = Duration::from_secs(1);
 
 /// The events of this process's commits, in the order of the commits.
 #[derive(Debug, Clone)]
@@ -24,6 +31,8 @@ pub struct Feed {
 #[derive(Debug, Default)]
 pub(crate) struct Waiting {
     followed: bool,
+    /// When the follower took some last.
+    taken: Option<Instant>,
     lost: bool,
     commits: VecDeque<Vec<Arc<Event>>>,
     events: usize,
@@ -43,13 +52,19 @@ pub struct Taken {
 }
 
 impl Waiting {
+    /// Whether the follower is at work and has as much before it as it should: then the writer had better wait. A follower
+    /// that has stopped holds nobody up.
+    pub(crate) fn is_full(&self) -> bool {
+        self.events >= EVENTS_ENOUGH && self.taken.is_some_and(|taken| taken.elapsed() < FOLLOWER_PATIENCE)
+    }
+
     /// A commit is durable.
     pub(crate) fn push(&mut self, events: Vec<Arc<Event>>) {
         if !self.followed || events.is_empty() {
             return;
         }
         if self.events + events.len() > EVENTS_MAX {
-            *self = Self { followed: true, lost: true, ..Self::default() };
+            *self = Self { followed: true, lost: true, taken: self.taken, ..Self::default() };
             return;
         }
         self.events += events.len();
@@ -78,6 +93,7 @@ impl Feed {
                 taken.events.extend(commit);
             }
         }
+        waiting.taken = Some(Instant::now());
         taken.waiting = waiting.events;
         taken.waiting_since = waiting.commits.front().and_then(|commit| Some(commit.first()?.recorded_at));
         taken
@@ -85,7 +101,8 @@ impl Feed {
 
     /// Lets go of what waits: whoever follows reads the database now.
     pub fn clear(&self) {
-        *lock(&self.waiting) = Waiting { followed: true, ..Waiting::default() };
+        let mut waiting = lock(&self.waiting);
+        *waiting = Waiting { followed: true, ..Waiting::default() };
     }
 
     /// How many events wait.

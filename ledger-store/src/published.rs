@@ -69,6 +69,11 @@ impl Published {
         self.commits.subscribe()
     }
 
+    /// Whether the projector in this process has enough to do: see [`Waiting::is_full`].
+    pub(crate) fn projector_is_behind(&self) -> bool {
+        feed::lock(&self.waiting).is_full()
+    }
+
     pub(crate) fn feed(&self) -> Feed {
         Feed::new(self.waiting.clone(), self.commits())
     }

@@ -34,14 +34,16 @@ const BATCH_WEIGHT_MAX: usize = 8_192;
 /// A batch of so many commands is worth a commit of its own at once.
 const LARGE: usize = 500;
 /// Events of the tail that make a flush worth its while.
-const FLUSH_EVENTS: usize = 50_000;
+const FLUSH_EVENTS: usize = 120_000;
 /// Past this many events in memory no more is decided until a flush is done: some 200 bytes each.
-const TAIL_EVENTS_MAX: usize = 200_000;
+const TAIL_EVENTS_MAX: usize = 300_000;
 /// How often all that can run is let run before a commit is begun. No time is waited for: when nothing else can run this
 /// takes microseconds.
 const YIELDS: usize = 8;
 /// A service that does nothing for so long writes its indexes.
 const IDLE: Duration = Duration::from_secs(1);
+/// How often it looks whether there is room again when the projector is behind.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
 /// How long a failed flush waits before it is tried again.
 const FLUSH_RETRY: Duration = Duration::from_secs(2);
 
@@ -91,6 +93,7 @@ enum Woken {
     Committed(Result<Appended, StoreError>),
     Flushed(Result<(), StoreError>),
     Idle,
+    LookAgain,
     ToldToStop,
 }
 
@@ -171,6 +174,7 @@ impl Writer {
                 }
                 Woken::Flushed(outcome) => self.flushed(outcome),
                 Woken::Idle => self.flush_now(),
+                Woken::LookAgain => {}
                 // What is in the queue is still done; nothing more gets in.
                 Woken::ToldToStop => self.queue.close(),
             }
@@ -223,7 +227,9 @@ impl Writer {
 
     fn has_room(&self) -> bool {
         let building = self.building.as_ref().map_or(0, |batch| batch.weight);
-        building < BATCH_WEIGHT_MAX && self.tail.active.events + building < TAIL_EVENTS_MAX
+        building < BATCH_WEIGHT_MAX
+            && self.tail.active.events + building < TAIL_EVENTS_MAX
+            && !self.published.projector_is_behind()
     }
 
     /// Decides the requests that wait, on top of what is building, what is in flight and what is committed.
@@ -266,6 +272,7 @@ impl Writer {
             }
             _ = self.stop.wait_for(|stop| *stop), if !self.queue.is_closed() => Woken::ToldToStop,
             request = self.queue.recv(), if may_ask => Woken::Asked(request),
+            () = sleep(LOOK_AGAIN), if !self.waiting.is_empty() => Woken::LookAgain,
             () = sleep(IDLE), if idle => Woken::Idle,
             () = sleep_until(flush_not_before.into()), if self.tail.sealed.is_some() && self.flush.is_none() => Woken::Idle,
         }

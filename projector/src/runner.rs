@@ -39,11 +39,11 @@ const ROUND_EVENTS_POSTGRES: usize = 8_000;
 const ROUND_EVENTS_SQLITE: usize = 1_000;
 /// Events of one round that come from the feed. The larger, the more of them fall on the same account, whose row is then
 /// written once for all of them.
-const ROUND_EVENTS_FEED: usize = 30_000;
+const ROUND_EVENTS_FEED: usize = 20_000;
 /// How long it rests after a round while no more than [`BACKLOG`] events wait and nobody is in a hurry: many small rounds
 /// would write the same pages again and again.
 const REST: Duration = Duration::from_millis(400);
-const BACKLOG: usize = 20_000;
+const BACKLOG: usize = 12_000;
 /// A partition that stopped at an inconsistency is tried again after this long: a rebuild mends it.
 const RETRY_HALTED: Duration = Duration::from_secs(2);
 /// The pause after a failure, doubled up to [`PAUSE_MAX`].

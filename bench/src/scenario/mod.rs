@@ -144,8 +144,21 @@ const fn needs_medians(scenario: Scenario) -> bool {
 
 /// The cluster of ledger and peers alike.
 pub(crate) fn start_cluster(folder: &std::path::Path) -> Postgres {
-    Postgres::start_with(folder, &["shared_buffers=1GB", "max_wal_size=8GB"])
+    let settings = &["shared_buffers=1GB", "max_wal_size=8GB", "min_wal_size=4GB", "wal_compression=lz4"];
+    let cluster = Postgres::start_with(folder, settings);
+    // A cluster that has run for a while writes its log into segments that it has; a new one makes and syncs 16 MiB for
+    // each, which would be measured as stalls of the ledger and of its peers.
+    let switch = "select pg_logical_emit_message(false, 'bench', 'x'), pg_switch_wal()";
+    let switches = format!("{}checkpoint", format!("{switch};").repeat(SEGMENTS));
+    cluster.psql("postgres", &format!("create table filled (n integer); {switch}"));
+    for statement in switches.split(';') {
+        cluster.psql("postgres", statement);
+    }
+    cluster
 }
+
+/// Segments of the write-ahead log that are made before anything is measured: 3 GiB.
+const SEGMENTS: usize = 192;
 
 /// A peer's database, gone with the value.
 struct PeerDatabase<'p> {
