@@ -12,8 +12,8 @@ use std::{
 use ledger_core::{Event, Timestamp};
 use tokio::sync::watch;
 
-/// Events that wait for the follower; past that all of them are let go: some 40 MiB.
-const EVENTS_MAX: usize = 45_000;
+/// Events that wait for the follower; past that all of them are let go: some 35 MiB.
+const EVENTS_MAX: usize = 40_000;
 
 /// While so many events wait, the writer begins no further commit, so that read models stay within a second of the log
 /// even when commands could be recorded faster than they can be projected.

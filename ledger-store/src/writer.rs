@@ -34,9 +34,9 @@ const BATCH_WEIGHT_MAX: usize = 8_192;
 /// A batch of so many commands is worth a commit of its own at once.
 const LARGE: usize = 500;
 /// Events of the tail that make a flush worth its while.
-const FLUSH_EVENTS: usize = 120_000;
+const FLUSH_EVENTS: usize = 80_000;
 /// Past this many events in memory no more is decided until a flush is done: some 200 bytes each.
-const TAIL_EVENTS_MAX: usize = 300_000;
+const TAIL_EVENTS_MAX: usize = 160_000;
 /// How often all that can run is let run before a commit is begun. No time is waited for: when nothing else can run this
 /// takes microseconds.
 const YIELDS: usize = 8;

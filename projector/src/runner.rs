@@ -42,7 +42,7 @@ const ROUND_EVENTS_SQLITE: usize = 1_000;
 const ROUND_EVENTS_FEED: usize = 20_000;
 /// How long it rests after a round while no more than [`BACKLOG`] events wait and nobody is in a hurry: many small rounds
 /// would write the same pages again and again.
-const REST: Duration = Duration::from_millis(400);
+const REST: Duration = Duration::from_millis(120);
 const BACKLOG: usize = 12_000;
 /// A partition that stopped at an inconsistency is tried again after this long: a rebuild mends it.
 const RETRY_HALTED: Duration = Duration::from_secs(2);
