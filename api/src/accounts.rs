@@ -266,7 +266,7 @@ async fn set_lock(
     let provenance = Provenance {
         operation_id: None,
         request_id: id.0.clone(),
-        actor: commands::ACTOR.into(),
+        actor: commands::actor(),
         description: Some(reason),
         metadata: None,
     };

@@ -1,6 +1,6 @@
 //! `POST /v1/credits`, `/v1/debits`, `/v1/freezes`, `/v1/unfreezes`, `/v1/refunds`.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use axum::{
     body::Body,
@@ -29,7 +29,10 @@ pub(crate) const COMMAND_BYTES_MAX: usize = 64 * 1024;
 pub(crate) const TRANSACTION_BYTES: usize = 1_024;
 
 /// Until callers have keys of their own, all are one.
-pub(crate) const ACTOR: &str = "anonymous";
+pub(crate) fn actor() -> Arc<str> {
+    static ACTOR: LazyLock<Arc<str>> = LazyLock::new(|| "anonymous".into());
+    ACTOR.clone()
+}
 
 /// The longest time after which a freeze can expire: a hundred years, in seconds.
 const EXPIRY_SECONDS_MAX: u64 = 100 * 366 * 24 * 60 * 60;
@@ -104,7 +107,7 @@ impl Kind {
             provenance: Provenance {
                 operation_id: fields.uuid("operation_id")?,
                 request_id: request_id.0.clone(),
-                actor: ACTOR.into(),
+                actor: actor(),
                 description: fields.string("description")?.map(|text| text::description(&text)).transpose()?,
                 metadata: fields.object("metadata")?.map(Arc::from),
             },

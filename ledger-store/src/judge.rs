@@ -179,6 +179,8 @@ impl Round<'_> {
                 original.transaction_id, original.remaining, balance.state.frozen
             )));
         }
+        // The texts that are in memory already, or each event would keep its own copy of its account's name there.
+        let account = balance.map_or(account, |balance| &balance.account);
         let partition = account.partition();
         let now = self.now.max(draft.recorded_at[partition.index()]);
         let situation = Situation { account: balance.map(|balance| &balance.state), original };

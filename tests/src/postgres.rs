@@ -1,6 +1,7 @@
 //! Private PostgreSQL clusters.
 
 use std::{
+    ffi::OsStr,
     fs,
     os::unix::fs::{PermissionsExt, chown},
     path::{Path, PathBuf},
@@ -28,6 +29,11 @@ pub struct Postgres {
     postmaster: Option<Child>,
 }
 
+/// What the folders of clusters are called.
+const PREFIX: &str = "ledger-pg";
+/// The file in such a folder that names the process that made it.
+const OWNER: &str = "owner";
+
 static DATABASES: AtomicU32 = AtomicU32::new(0);
 
 impl Postgres {
@@ -48,7 +54,9 @@ impl Postgres {
     /// When PostgreSQL is not installed or does not start.
     #[must_use]
     pub fn start_with(parent: &Path, settings: &'static [&'static str]) -> Self {
-        let directory = tempfile::Builder::new().prefix("ledger-pg").tempdir_in(parent).expect("a temporary folder");
+        sweep(parent);
+        let directory = tempfile::Builder::new().prefix(PREFIX).tempdir_in(parent).expect("a temporary folder");
+        fs::write(directory.path().join(OWNER), std::process::id().to_string()).expect("own folder");
         let data = directory.path().join("data");
         fs::create_dir(&data).expect("a folder for the cluster");
         if let Some((uid, gid)) = other_user() {
@@ -165,6 +173,21 @@ impl Drop for Postgres {
     fn drop(&mut self) {
         if self.postmaster.is_some() {
             self.stop_immediately();
+        }
+    }
+}
+
+/// Removes the clusters of processes that are gone: the one that tests share lives until its process ends, and nobody is
+/// left then to remove its folder.
+fn sweep(parent: &Path) {
+    let folders = fs::read_dir(parent).into_iter().flatten().flatten().map(|entry| entry.path());
+    let is_cluster =
+        |path: &PathBuf| path.file_name().and_then(OsStr::to_str).is_some_and(|name| name.starts_with(PREFIX));
+    for folder in folders.filter(is_cluster) {
+        let owner = fs::read_to_string(folder.join(OWNER)).ok().and_then(|owner| owner.parse::<u32>().ok());
+        if owner.is_some_and(|owner| !Path::new(&format!("/proc/{owner}")).exists()) {
+            // Another process may be sweeping, too.
+            let _ = fs::remove_dir_all(folder);
         }
     }
 }
