@@ -364,8 +364,9 @@ impl Rounds {
     /// Applies some events to the read models, as the database has them.
     async fn round_from_log(&mut self) -> Result<Round, StoreError> {
         (self.looked, self.seen) = (Instant::now(), None);
-        let heads = self.database.heads().await?;
+        // The checkpoints first: heads only grow, so heads that are read later are never behind what was applied before.
         let checkpoints = self.checkpoints().await?;
+        let heads = self.database.heads().await?;
         let (events, damages) = self.news(&heads, &checkpoints).await?;
         if events.is_empty() && damages.is_empty() {
             self.show(&heads, &checkpoints).await?;
