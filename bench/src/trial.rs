@@ -20,8 +20,9 @@ use crate::{
 pub(crate) struct Trial {
     #[arg(long, value_enum)]
     database: Kind,
-    /// Of singles, hot, mix, reads, b100, b1000, b10000: one or more, with commas between them.
-    #[arg(long, default_value = "singles", value_delimiter = ',')]
+    /// One or more, with commas between them.
+    #[arg(long, default_value = "singles", value_delimiter = ',',
+        value_parser = ["singles", "hot", "mix", "reads", "b100", "b1000", "b10000"])]
     scenario: Vec<String>,
     #[arg(long, default_value_t = 8)]
     seconds: u64,
@@ -54,7 +55,7 @@ pub(crate) async fn run(trial: &Trial) {
             "b100" => (Series::batches(100), subject.closed(&mut batches(100, 8), warm, length).await),
             "b1000" => (Series::batches(1_000), subject.closed(&mut batches(1_000, 8), warm, length).await),
             "b10000" => (Series::batches(10_000), subject.closed(&mut batches(10_000, 4), warm, length).await),
-            other => panic!("there is no scenario {other}"),
+            other => unreachable!("{other} is none of the scenarios that are taken"),
         };
         let began = Instant::now();
         subject.settle().await;
