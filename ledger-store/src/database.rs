@@ -37,6 +37,9 @@ impl Bound {
     }
 }
 
+/// Where an index says that an event is, and what is there: nothing, a damaged row or an event.
+pub(crate) type IndexedEvent = ((Partition, Position), Option<Result<Event, DamagedRow>>);
+
 /// A transaction that holds the heads' locks.
 #[derive(Debug)]
 pub(crate) enum LockedHeads {
@@ -166,17 +169,18 @@ impl Database {
         Ok(self.event_at(partition, position).await?.filter(|event| event.transaction_id == id))
     }
 
-    /// At most `limit` keys of a partition's key index, after the one that is given, in the index's order: the hashes of the
+    /// At most `limit` keys of a run of a partition's key index, after the one that is given, in the index's order: the hashes of the
     /// business key and of the account.
     pub(crate) async fn keys_after(
         &self,
         partition: Partition,
+        run: u32,
         after: Option<(u64, u64)>,
         limit: usize,
     ) -> Result<Vec<(u64, u64)>, StoreError> {
         // The smallest that is stored cannot be a key's: both halves would have to be the same one number of 2^64.
         let (business, account) = after.map_or((i64::MIN, i64::MIN), |(a, b)| (stored_hash(a), stored_hash(b)));
-        on_either!(self, database => database.keys_after(partition, (business, account), limit).await)
+        on_either!(self, database => database.keys_after(partition, run, (business, account), limit).await)
     }
 
     pub(crate) async fn append(&self, append: &Append) -> Result<Appended, StoreError> {
@@ -231,11 +235,9 @@ impl Database {
         on_either!(self, database => database.index_checkpoints().await)
     }
 
-    pub(crate) async fn account_positions(
-        &self,
-        accounts: &[AccountId],
-    ) -> Result<Vec<(Partition, Position)>, StoreError> {
-        on_either!(self, database => database.account_positions(accounts).await)
+    /// The newest indexed events of some accounts; those that the index does not hold are left out.
+    pub(crate) async fn newest_events(&self, accounts: &[AccountId]) -> Result<Vec<IndexedEvent>, StoreError> {
+        on_either!(self, database => database.newest_events(accounts).await)
     }
 
     pub(crate) async fn key_positions(&self, keys: &[KeyHash]) -> Result<Vec<(Partition, Position)>, StoreError> {

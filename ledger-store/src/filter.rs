@@ -18,7 +18,13 @@ use foldhash::fast::RandomState;
 use ledger_core::Partition;
 use tokio::{task::AbortHandle, time::sleep};
 
-use crate::{StoreError, database::Database, error::chain, index::KeyHash, tail::Span};
+use crate::{
+    StoreError,
+    database::Database,
+    error::chain,
+    index::{KeyHash, key_run},
+    tail::Span,
+};
 
 /// Twelve bits for each key, four of them looked at: when the filter is as full as it was made for, about six of a thousand
 /// keys that are not there are asked for in vain.
@@ -75,20 +81,27 @@ impl KeyFilter {
     }
 
     async fn fill(&self, database: &Database) -> Result<(), StoreError> {
+        let indexed = database.index_checkpoints().await?;
         for partition in Partition::all() {
-            let mut after = None;
-            loop {
-                let keys = database.keys_after(partition, after, PAGE).await?;
-                for key in &keys {
-                    self.bits.insert(key);
-                }
-                after = keys.last().copied();
-                if keys.len() < PAGE {
-                    break;
-                }
+            for run in 0..=key_run(indexed[partition.index()].position) {
+                self.fill_run(database, partition, run).await?;
             }
             self.ready.fetch_or(1 << partition.number(), Ordering::Release);
         }
         Ok(())
+    }
+
+    async fn fill_run(&self, database: &Database, partition: Partition, run: u32) -> Result<(), StoreError> {
+        let mut after = None;
+        loop {
+            let keys = database.keys_after(partition, run, after, PAGE).await?;
+            for key in &keys {
+                self.bits.insert(key);
+            }
+            after = keys.last().copied();
+            if keys.len() < PAGE {
+                return Ok(());
+            }
+        }
     }
 }

@@ -21,6 +21,18 @@ impl KeyHash {
     }
 }
 
+/// The key index is made of runs: the keys of so many successive positions of a partition, as a power of two. A key's hash
+/// is random, so in one large tree each new key would touch a page of its own; a run is small enough that all of its pages
+/// are at hand while it is written, and is never written again. A look-up asks each run, which costs a microsecond, and
+/// few keys are looked up at all: the filter knows the others to be new.
+pub(crate) const KEY_RUN_BITS: u32 = 15;
+
+/// The run that holds the key of the event at a position.
+pub(crate) fn key_run(position: Position) -> u32 {
+    // PostgreSQL's integers are signed. No partition comes to 2^46 events; if one did, its last run would be larger.
+    u32::try_from((position.0 >> KEY_RUN_BITS).min(0x7fff_ffff)).expect("31 bits")
+}
+
 /// Rows for the indexes, each list in the order of its primary key.
 #[derive(Debug, Default)]
 pub(crate) struct IndexEntries {

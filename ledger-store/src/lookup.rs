@@ -8,7 +8,7 @@ use ledger_core::{Account, AccountId, Balance, BusinessKey, Command, Event, Orig
 use quick_cache::unsync::Cache;
 
 use crate::{
-    StoreError,
+    DamagedRow, StoreError,
     batch::{Ask, Draft, Partitions, Request},
     database::Database,
     filter::KeyFilter,
@@ -269,24 +269,21 @@ async fn accounts_and_keys(
     let accounts: Vec<_> = accounts.into_iter().collect();
     let keys: Vec<_> = keys.into_iter().collect();
 
-    let account_places = if accounts.is_empty() { Vec::new() } else { database.account_positions(&accounts).await? };
-    let key_places = if keys.is_empty() { Vec::new() } else { database.key_positions(&keys).await? };
-    refuse_ahead(layers, &account_places)?;
+    let (newest, key_places) = tokio::try_join!(
+        async { if accounts.is_empty() { Ok(Vec::new()) } else { database.newest_events(&accounts).await } },
+        async { if keys.is_empty() { Ok(Vec::new()) } else { database.key_positions(&keys).await } },
+    )?;
+    refuse_ahead(layers, newest.iter().map(|(place, _)| place))?;
     refuse_ahead(layers, &key_places)?;
-    places.extend(&account_places);
     places.extend(&key_places);
-    if places.is_empty() {
-        fetched.accounts.extend(accounts.iter().map(|id| (*id, None)));
-        return Ok(());
-    }
     let mut events = read(database, &places, &mut fetched.broken).await?;
 
     fetched.accounts.extend(accounts.iter().map(|id| (*id, None)));
-    for place in &account_places {
-        let Some(event) = events.get(place) else { continue };
+    for (place, row) in newest {
+        let Some(event) = sound(place, row, &mut fetched.broken) else { continue };
         match fetched.accounts.get_mut(&event.account.id()) {
-            Some(slot) if event.account.is_consistent() => *slot = Some(balance_after(event)),
-            _ => disagrees("account_positions", *place, &mut fetched.broken),
+            Some(slot) if event.account.is_consistent() => *slot = Some(balance_after(&event)),
+            _ => disagrees("account_positions", place, &mut fetched.broken),
         }
     }
     for place in &key_places {
@@ -311,29 +308,42 @@ async fn read(
     let mut places = places.to_vec();
     places.sort_unstable();
     places.dedup();
-    let rows = database.rows_at(&places).await?;
-    let events: HashMap<_, _> = rows
+    let mut rows: HashMap<_, _> = database
+        .rows_at(&places)
+        .await?
         .into_iter()
-        .filter_map(|row| match row {
-            Ok(event) => Some(((event.partition, event.position), Arc::new(event))),
-            Err(damage) => {
-                tracing::error!(%damage, "a damaged event was met");
-                None
-            }
+        .map(|row| match &row {
+            Ok(event) => ((event.partition, event.position), row),
+            Err(damage) => ((damage.partition, damage.position), row),
         })
         .collect();
-    for (partition, position) in places {
-        if !events.contains_key(&(partition, position)) {
-            tracing::error!(%partition, %position, "an event that must be there is missing or damaged: run replay-tool verify");
-            broken.insert(partition);
-        }
-    }
-    Ok(events)
+    let events =
+        places.into_iter().filter_map(|place| Some((place, Arc::new(sound(place, rows.remove(&place), broken)?))));
+    Ok(events.collect())
+}
+
+/// The event at a place where one must be; a partition in which it is not, or is damaged, is broken.
+fn sound(
+    (partition, position): (Partition, Position),
+    row: Option<Result<Event, DamagedRow>>,
+    broken: &mut Partitions,
+) -> Option<Event> {
+    let damage = match row {
+        Some(Ok(event)) => return Some(event),
+        Some(Err(damage)) => damage.to_string(),
+        None => "it is missing".to_owned(),
+    };
+    tracing::error!(%partition, %position, damage, "an event that must be there cannot be read: run replay-tool verify");
+    broken.insert(partition);
+    None
 }
 
 /// An index that points past the head was written by a process that knows more.
-fn refuse_ahead(layers: Layers<'_>, places: &[(Partition, Position)]) -> Result<(), LookupError> {
-    if places.iter().any(|(partition, position)| *position > layers.tail.heads[partition.index()].position) {
+fn refuse_ahead<'p>(
+    layers: Layers<'_>,
+    places: impl IntoIterator<Item = &'p (Partition, Position)>,
+) -> Result<(), LookupError> {
+    if places.into_iter().any(|(partition, position)| *position > layers.tail.heads[partition.index()].position) {
         return Err(LookupError::Behind);
     }
     Ok(())

@@ -14,7 +14,7 @@ use smallvec::SmallVec;
 use crate::{
     StoreError,
     database::Database,
-    index::{HISTORY_STRIDE, IndexEntries, KeyHash},
+    index::{HISTORY_STRIDE, IndexEntries, KeyHash, key_run},
 };
 
 /// Accounts that are remembered after the tail let them go: some 30 MiB.
@@ -93,7 +93,7 @@ impl Span {
         entries.accounts.sort_unstable();
         entries.keys.sort_unstable_by_key(|(key, at)| {
             // The database orders by the signed number.
-            (key.partition, key.business.cast_signed(), key.account.cast_signed(), *at)
+            (key.partition, key_run(*at), key.business.cast_signed(), key.account.cast_signed(), *at)
         });
         entries.related.sort_unstable();
         entries.history.sort_unstable();

@@ -127,12 +127,14 @@ create table account_positions (
     primary key (partition, account_id)
 ) with (fillfactor = 80);
 
+-- Runs of successive positions: a run is small enough to stay at hand while it is written, and is never touched again.
 create table key_positions (
     partition     smallint not null,
     business_hash bigint   not null,
     account_short bigint   not null,
     position      bigint   not null,
-    primary key (partition, business_hash, account_short, position)
+    run           integer  not null,
+    primary key (partition, run, business_hash, account_short, position)
 );
 
 create table related_positions (

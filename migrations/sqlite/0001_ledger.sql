@@ -78,12 +78,14 @@ create table account_positions (
     primary key (partition, account_id)
 ) strict, without rowid;
 
+-- Runs of successive positions: a run is small enough to stay at hand while it is written, and is never touched again.
 create table key_positions (
     partition     integer not null,
+    run           integer not null,
     business_hash integer not null,
     account_short integer not null,
     position      integer not null,
-    primary key (partition, business_hash, account_short, position)
+    primary key (partition, run, business_hash, account_short, position)
 ) strict, without rowid;
 
 create table related_positions (
@@ -131,6 +133,7 @@ create table balances (
 
 create table freezes (
     partition     integer not null,
+    run           integer not null,
     position      integer not null,
     amount        integer not null,
     remaining     integer not null,

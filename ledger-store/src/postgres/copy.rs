@@ -79,7 +79,7 @@ impl Rows {
         self.bytes(&value.to_be_bytes())
     }
 
-    fn integer(&mut self, value: u32) -> &mut Self {
+    pub(super) fn integer(&mut self, value: u32) -> &mut Self {
         self.bytes(&i32::try_from(value).expect("a batch's size fits an integer").to_be_bytes())
     }
 

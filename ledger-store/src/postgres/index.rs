@@ -3,12 +3,12 @@
 use ledger_core::{AccountId, Head, PARTITIONS, Partition, Position};
 use sqlx::{AssertSqlSafe, PgConnection, Postgres as Driver, Row, postgres::PgArguments, query::Query};
 
-use super::{Postgres, copy, log::heads_of};
+use super::{Postgres, copy, log::heads_of, rows};
 use crate::{
     StoreError,
-    database::Bound,
-    index::{IndexEntries, KeyHash, stored_hash},
-    row::stored,
+    database::{Bound, IndexedEvent},
+    index::{IndexEntries, KEY_RUN_BITS, KeyHash, key_run, stored_hash},
+    row::{COLUMN_COUNT, JOINED_COLUMNS, stored},
 };
 
 /// Rows of one statement of a flush.
@@ -22,19 +22,28 @@ impl Postgres {
         heads_of(sqlx::query(CHECKPOINTS).fetch_all(self.pool()).await?)
     }
 
-    /// The newest indexed events of some accounts: where they are.
-    pub(crate) async fn account_positions(
-        &self,
-        accounts: &[AccountId],
-    ) -> Result<Vec<(Partition, Position)>, StoreError> {
-        let query = sqlx::query(
-            "select a.partition, a.position from unnest($1::smallint[], $2::uuid[]) as w (partition, account_id) \
+    /// The newest indexed events of some accounts.
+    pub(crate) async fn newest_events(&self, accounts: &[AccountId]) -> Result<Vec<IndexedEvent>, StoreError> {
+        let sql = format!(
+            "select {JOINED_COLUMNS}, a.partition, a.position \
+             from unnest($1::smallint[], $2::uuid[]) as w (partition, account_id) \
              cross join lateral (select * from account_positions \
-                 where partition = w.partition and account_id = w.account_id offset 0) a",
-        )
-        .bind(partitions(accounts.iter().map(|id| id.partition())))
-        .bind(accounts.iter().map(|id| id.uuid()).collect::<Vec<_>>());
-        self.places(query).await
+                 where partition = w.partition and account_id = w.account_id offset 0) a \
+             left join lateral (select * from events \
+                 where partition = a.partition and position = a.position offset 0) e on true"
+        );
+        let rows = sqlx::query(AssertSqlSafe(sql))
+            .bind(partitions(accounts.iter().map(|id| id.partition())))
+            .bind(accounts.iter().map(|id| id.uuid()).collect::<Vec<_>>())
+            .fetch_all(self.pool())
+            .await?;
+        rows.iter()
+            .map(|row| {
+                let place = indexed_place(row.try_get(COLUMN_COUNT)?, row.try_get(COLUMN_COUNT + 1)?)?;
+                let is_there = row.try_get::<Option<i16>, _>(0)?.is_some();
+                Ok((place, is_there.then(|| rows::read(row)).transpose()?))
+            })
+            .collect()
     }
 
     /// The indexed events under some key hashes: where they are.
@@ -42,29 +51,34 @@ impl Postgres {
         let query = sqlx::query(
             "select k.partition, k.position \
              from unnest($1::smallint[], $2::bigint[], $3::bigint[]) as w (partition, business_hash, account_short) \
-             cross join lateral (select * from key_positions where partition = w.partition \
+             join index_checkpoints c using (partition) \
+             cross join lateral generate_series(0, c.position >> $4) as r (run) \
+             cross join lateral (select * from key_positions where partition = w.partition and run = r.run \
                  and business_hash = w.business_hash and account_short = w.account_short offset 0) k",
         )
         .bind(partitions(keys.iter().map(|key| key.partition)))
         .bind(keys.iter().map(|key| stored_hash(key.business)).collect::<Vec<_>>())
-        .bind(keys.iter().map(|key| stored_hash(key.account)).collect::<Vec<_>>());
+        .bind(keys.iter().map(|key| stored_hash(key.account)).collect::<Vec<_>>())
+        .bind(KEY_RUN_BITS.cast_signed());
         self.places(query).await
     }
 
-    /// The keys after `after`, as two arrays: a row for each key would cost ten times as much.
+    /// The keys of a run after `after`, as two arrays: a row for each key would cost ten times as much.
     pub(crate) async fn keys_after(
         &self,
         partition: Partition,
+        run: u32,
         after: (i64, i64),
         limit: usize,
     ) -> Result<Vec<(u64, u64)>, StoreError> {
         let (business, accounts): (Vec<i64>, Vec<i64>) = sqlx::query_as(
             "select coalesce(array_agg(business_hash), '{}'), coalesce(array_agg(account_short), '{}') from ( \
                  select business_hash, account_short from key_positions \
-                 where partition = $1 and (business_hash, account_short) > ($2, $3) \
-                 order by business_hash, account_short limit $4) k",
+                 where partition = $1 and run = $2 and (business_hash, account_short) > ($3, $4) \
+                 order by business_hash, account_short limit $5) k",
         )
         .bind(i16::from(partition.number()))
+        .bind(run.cast_signed())
         .bind(after.0)
         .bind(after.1)
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
@@ -76,12 +90,13 @@ impl Postgres {
     /// The indexed events of every account under a business key's hash: where they are.
     pub(crate) async fn business_positions(&self, business: u64) -> Result<Vec<(Partition, Position)>, StoreError> {
         let query = sqlx::query(
-            "select k.partition, k.position from unnest($1::smallint[]) as w (partition) \
+            "select k.partition, k.position from index_checkpoints c \
+             cross join lateral generate_series(0, c.position >> $2) as r (run) \
              cross join lateral (select * from key_positions \
-                 where partition = w.partition and business_hash = $2 offset 0) k",
+                 where partition = c.partition and run = r.run and business_hash = $1 offset 0) k",
         )
-        .bind(partitions(Partition::all()))
-        .bind(stored_hash(business));
+        .bind(stored_hash(business))
+        .bind(KEY_RUN_BITS.cast_signed());
         self.places(query).await
     }
 
@@ -125,16 +140,7 @@ impl Postgres {
 
     async fn places(&self, query: Query<'_, Driver, PgArguments>) -> Result<Vec<(Partition, Position)>, StoreError> {
         let rows = query.fetch_all(self.pool()).await?;
-        rows.iter()
-            .map(|row| {
-                let number: i16 = row.try_get(0)?;
-                let partition = u8::try_from(number).ok().and_then(Partition::new);
-                let partition = partition.ok_or_else(|| {
-                    StoreError::Inconsistent(format!("an index names partition {number}, which there is not"))
-                })?;
-                Ok((partition, place(partition, row.try_get(1)?)?))
-            })
-            .collect()
+        rows.iter().map(|row| indexed_place(row.try_get(0)?, row.try_get(1)?)).collect()
     }
 
     /// Writes entries, which follow `from`, to the indexes and moves the checkpoints to `to` where they are not past it.
@@ -231,13 +237,15 @@ impl Postgres {
 async fn insert_keys(connection: &mut PgConnection, keys: &[(KeyHash, Position)]) -> Result<(), StoreError> {
     for chunk in keys.chunks(FLUSH_ROWS) {
         sqlx::query(
-            "insert into key_positions (partition, business_hash, account_short, position) \
-             select * from unnest($1::smallint[], $2::bigint[], $3::bigint[], $4::bigint[]) on conflict do nothing",
+            "insert into key_positions (partition, business_hash, account_short, position, run) \
+             select * from unnest($1::smallint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::integer[]) \
+             on conflict do nothing",
         )
         .bind(partitions(chunk.iter().map(|(key, _)| key.partition)))
         .bind(chunk.iter().map(|(key, _)| stored_hash(key.business)).collect::<Vec<_>>())
         .bind(chunk.iter().map(|(key, _)| stored_hash(key.account)).collect::<Vec<_>>())
         .bind(chunk.iter().map(|(_, at)| stored(at.0)).collect::<Vec<_>>())
+        .bind(chunk.iter().map(|(_, at)| key_run(*at).cast_signed()).collect::<Vec<_>>())
         .execute(&mut *connection)
         .await?;
     }
@@ -248,16 +256,17 @@ async fn insert_keys(connection: &mut PgConnection, keys: &[(KeyHash, Position)]
 async fn copy_keys(connection: &mut PgConnection, keys: &[(KeyHash, Position)]) -> Result<(), StoreError> {
     let mut into = connection
         .copy_in_raw(
-            "copy key_positions (partition, business_hash, account_short, position) from stdin (format binary)",
+            "copy key_positions (partition, business_hash, account_short, position, run) from stdin (format binary)",
         )
         .await?;
     let mut rows = copy::Rows::new(0);
     for (key, at) in keys {
-        rows.row(4)
+        rows.row(5)
             .small(key.partition.number().into())
             .number(stored_hash(key.business))
             .number(stored_hash(key.account))
-            .number(stored(at.0));
+            .number(stored(at.0))
+            .integer(key_run(*at));
     }
     into.send(rows.end()).await?;
     into.finish().await?;
@@ -266,6 +275,14 @@ async fn copy_keys(connection: &mut PgConnection, keys: &[(KeyHash, Position)]) 
 
 fn partitions(partitions: impl Iterator<Item = Partition>) -> Vec<i16> {
     partitions.map(|partition| partition.number().into()).collect()
+}
+
+fn indexed_place(number: i16, position: i64) -> Result<(Partition, Position), StoreError> {
+    let partition = u8::try_from(number)
+        .ok()
+        .and_then(Partition::new)
+        .ok_or_else(|| StoreError::Inconsistent(format!("an index names partition {number}, which there is not")))?;
+    Ok((partition, place(partition, position)?))
 }
 
 fn place(partition: Partition, position: i64) -> Result<Position, StoreError> {

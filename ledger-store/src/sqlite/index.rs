@@ -5,12 +5,12 @@ use std::sync::{Arc, LazyLock};
 use ledger_core::{AccountId, Head, PARTITIONS, Partition, Position};
 use sqlx::{AssertSqlSafe, Row, Sqlite as Driver, SqliteConnection, query::Query, sqlite::SqliteArguments};
 
-use super::{ROWS_MAX, Sqlite, log::heads_of, padded, values};
+use super::{ROWS_MAX, Sqlite, log::heads_of, padded, rows, values};
 use crate::{
     StoreError,
-    database::Bound,
-    index::{IndexEntries, KeyHash, stored_hash},
-    row::stored,
+    database::{Bound, IndexedEvent},
+    index::{IndexEntries, KEY_RUN_BITS, KeyHash, key_run, stored_hash},
+    row::{COLUMN_COUNT, JOINED_COLUMNS, stored},
 };
 
 /// Rows of one turn of a flush: some milliseconds, because commands wait for the end of the turn.
@@ -18,34 +18,50 @@ const FLUSH_ROWS: usize = ROWS_MAX;
 
 const CHECKPOINTS: &str = "select partition, epoch, position, hash from index_checkpoints order by partition";
 
+/// Every run of the key index that its checkpoint says is there.
+static RUNS: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "with recursive runs (run) as (select 0 union all \
+         select run + 1 from runs where run < (select max(position) >> {KEY_RUN_BITS} from index_checkpoints))"
+    )
+});
+
 impl Sqlite {
     /// Up to where the indexes hold the log.
     pub(crate) async fn index_checkpoints(&self) -> Result<[Head; PARTITIONS], StoreError> {
         heads_of(sqlx::query(CHECKPOINTS).fetch_all(self.readers()).await?)
     }
 
-    /// The newest indexed events of some accounts: where they are.
-    pub(crate) async fn account_positions(
-        &self,
-        accounts: &[AccountId],
-    ) -> Result<Vec<(Partition, Position)>, StoreError> {
-        let sql = |values| {
-            format!(
-                "select a.partition, a.position from ({values}) w \
-                 cross join account_positions a on a.partition = w.column1 and a.account_id = w.column2"
-            )
-        };
-        self.places(accounts, 2, sql, |query, id| query.bind(i64::from(id.partition().number())).bind(id.to_string()))
-            .await
+    /// The newest indexed events of some accounts.
+    pub(crate) async fn newest_events(&self, accounts: &[AccountId]) -> Result<Vec<IndexedEvent>, StoreError> {
+        let mut events = Vec::new();
+        for chunk in accounts.chunks(ROWS_MAX) {
+            let sql = format!(
+                "select {JOINED_COLUMNS}, a.partition, a.position from ({}) w \
+                 cross join account_positions a on a.partition = w.column1 and a.account_id = w.column2 \
+                 left join events e on e.partition = a.partition and e.position = a.position",
+                values(padded(chunk.len()), 2)
+            );
+            let query = chunk.iter().fold(sqlx::query(AssertSqlSafe(sql)), |query, id| {
+                query.bind(i64::from(id.partition().number())).bind(id.to_string())
+            });
+            for row in query.fetch_all(self.readers()).await? {
+                let place = indexed_place(row.try_get(COLUMN_COUNT)?, row.try_get(COLUMN_COUNT + 1)?)?;
+                let is_there = row.try_get::<Option<i64>, _>(0)?.is_some();
+                events.push((place, is_there.then(|| rows::read(&row)).transpose()?));
+            }
+        }
+        Ok(events)
     }
 
     /// The indexed events under some key hashes: where they are.
     pub(crate) async fn key_positions(&self, keys: &[KeyHash]) -> Result<Vec<(Partition, Position)>, StoreError> {
+        let runs = RUNS.as_str();
         let sql = |values| {
             format!(
-                "select k.partition, k.position from ({values}) w \
-                 cross join key_positions k on k.partition = w.column1 and k.business_hash = w.column2 \
-                 and k.account_short = w.column3"
+                "{runs} select k.partition, k.position from ({values}) w cross join runs r \
+                 cross join key_positions k on k.partition = w.column1 and k.run = r.run \
+                 and k.business_hash = w.column2 and k.account_short = w.column3"
             )
         };
         self.places(keys, 3, sql, |query, key| {
@@ -54,19 +70,21 @@ impl Sqlite {
         .await
     }
 
-    /// The keys after `after`.
+    /// The keys of a run after `after`.
     pub(crate) async fn keys_after(
         &self,
         partition: Partition,
+        run: u32,
         after: (i64, i64),
         limit: usize,
     ) -> Result<Vec<(u64, u64)>, StoreError> {
         let keys: Vec<(i64, i64)> = sqlx::query_as(
             "select business_hash, account_short from key_positions \
-             where partition = ? and (business_hash, account_short) > (?, ?) \
+             where partition = ? and run = ? and (business_hash, account_short) > (?, ?) \
              order by business_hash, account_short limit ?",
         )
         .bind(i64::from(partition.number()))
+        .bind(i64::from(run))
         .bind(after.0)
         .bind(after.1)
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
@@ -77,10 +95,11 @@ impl Sqlite {
 
     /// The indexed events of every account under a business key's hash: where they are.
     pub(crate) async fn business_positions(&self, business: u64) -> Result<Vec<(Partition, Position)>, StoreError> {
+        let runs = RUNS.as_str();
         let sql = |values| {
             format!(
-                "select k.partition, k.position from ({values}) w \
-                 cross join key_positions k on k.partition = w.column1 and k.business_hash = w.column2"
+                "{runs} select k.partition, k.position from ({values}) w cross join runs r \
+                 cross join key_positions k on k.partition = w.column1 and k.run = r.run and k.business_hash = w.column2"
             )
         };
         let partitions: Vec<_> = Partition::all().collect();
@@ -142,12 +161,7 @@ impl Sqlite {
             let sql = sql(values(padded(chunk.len()), columns));
             let query = chunk.iter().fold(sqlx::query(AssertSqlSafe(sql)), &bind);
             for row in query.fetch_all(self.readers()).await? {
-                let number: i64 = row.try_get(0)?;
-                let partition = u8::try_from(number).ok().and_then(Partition::new);
-                let partition = partition.ok_or_else(|| {
-                    StoreError::Inconsistent(format!("an index names partition {number}, which there is not"))
-                })?;
-                places.push((partition, place(partition, row.try_get(1)?)?));
+                places.push(indexed_place(row.try_get(0)?, row.try_get(1)?)?);
             }
         }
         Ok(places)
@@ -173,6 +187,7 @@ impl Sqlite {
                 for (key, at) in chunk {
                     query = query
                         .bind(i64::from(key.partition.number()))
+                        .bind(i64::from(key_run(*at)))
                         .bind(stored_hash(key.business))
                         .bind(stored_hash(key.account))
                         .bind(stored(at.0));
@@ -217,8 +232,8 @@ static ACCOUNTS: LazyLock<Arc<str>> = LazyLock::new(|| {
     upsert("account_positions (partition, account_id, position)", 3, conflict)
 });
 static KEYS: LazyLock<Arc<str>> = LazyLock::new(|| {
-    let table = "key_positions (partition, business_hash, account_short, position)";
-    upsert(table, 4, "on conflict do nothing")
+    let table = "key_positions (partition, run, business_hash, account_short, position)";
+    upsert(table, 5, "on conflict do nothing")
 });
 static RELATED: LazyLock<Arc<str>> = LazyLock::new(|| {
     let conflict = "on conflict do update set position = max(position, excluded.position)";
@@ -237,6 +252,14 @@ type Statement = Query<'static, Driver, SqliteArguments>;
 
 fn query(sql: &LazyLock<Arc<str>>, bind: impl FnOnce(Statement) -> Statement) -> Statement {
     bind(sqlx::query(AssertSqlSafe(Arc::clone(sql))))
+}
+
+fn indexed_place(number: i64, position: i64) -> Result<(Partition, Position), StoreError> {
+    let partition = u8::try_from(number)
+        .ok()
+        .and_then(Partition::new)
+        .ok_or_else(|| StoreError::Inconsistent(format!("an index names partition {number}, which there is not")))?;
+    Ok((partition, place(partition, position)?))
 }
 
 fn place(partition: Partition, position: i64) -> Result<Position, StoreError> {
