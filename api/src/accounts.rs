@@ -20,7 +20,7 @@ use crate::{
     body, commands, content,
     cursor::Cursor,
     problem::Problem,
-    request::{self, Path, Query, RequestId, if_match},
+    request::{self, Path, Query, Origin, if_match},
     service::Service,
 };
 
@@ -220,28 +220,28 @@ pub(crate) struct Page<T> {
 /// `POST …/lock`.
 pub(crate) async fn lock(
     service: State<Service>,
-    id: RequestId,
+    origin: Origin,
     path: Path,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    set_lock(&service, &id, &path, &headers, body, "system.lock").await
+    set_lock(&service, &origin, &path, &headers, body, "system.lock").await
 }
 
 /// `POST …/unlock`.
 pub(crate) async fn unlock(
     service: State<Service>,
-    id: RequestId,
+    origin: Origin,
     path: Path,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    set_lock(&service, &id, &path, &headers, body, "system.unlock").await
+    set_lock(&service, &origin, &path, &headers, body, "system.unlock").await
 }
 
 async fn set_lock(
     service: &Service,
-    id: &RequestId,
+    origin: &Origin,
     path: &Path,
     headers: &HeaderMap,
     body: Body,
@@ -265,8 +265,8 @@ async fn set_lock(
     let action = if own_code == "system.lock" { Action::Lock { account } } else { Action::Unlock { account } };
     let provenance = Provenance {
         operation_id: None,
-        request_id: id.0.clone(),
-        actor: commands::actor(),
+        request_id: origin.id.0.clone(),
+        actor: origin.caller.actor.clone(),
         description: Some(reason),
         metadata: None,
     };

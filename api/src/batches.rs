@@ -17,7 +17,7 @@ use crate::{
     commands::{self, COMMAND_FIELDS, Kind, Named, TRANSACTION_BYTES},
     content,
     problem::Problem,
-    request::{RequestId, json},
+    request::{Origin, RequestId, json},
     service::Service,
 };
 
@@ -28,7 +28,7 @@ const BATCH_COMMANDS_MAX: usize = 10_000;
 
 pub(crate) async fn run(
     State(service): State<Service>,
-    id: RequestId,
+    origin: Origin,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
@@ -37,12 +37,20 @@ pub(crate) async fn run(
     }
     let content = content::read(&service.bodies, &headers, body, BATCH_BYTES_MAX).await?;
     // Reading megabytes takes long enough to hold up the requests of this thread: they go to another one.
-    let batch = tokio::task::block_in_place(|| Batch::read(&content, &id))?;
+    let batch = tokio::task::block_in_place(|| Batch::read(&content, &origin))?;
     drop(content);
-    match batch {
-        Batch::Atomic(commands) => run_atomic(&service, &id, commands).await,
-        Batch::Each(commands) => Ok(run_each(&service, &id, commands).await),
+    let left = match &batch {
+        Batch::Atomic(commands) => service.limits.take(&origin.caller, &service.database, commands).await?,
+        Batch::Each(_) => None,
+    };
+    let mut response = match batch {
+        Batch::Atomic(commands) => run_atomic(&service, &origin.id, commands).await?,
+        Batch::Each(commands) => run_each(&service, &origin, commands).await,
+    };
+    if let Some(left) = left {
+        left.add_to(response.headers_mut());
     }
+    Ok(response)
 }
 
 enum Batch {
@@ -51,24 +59,25 @@ enum Batch {
 }
 
 impl Batch {
-    fn read(content: &[u8], id: &RequestId) -> Result<Self, Problem> {
+    fn read(content: &[u8], origin: &Origin) -> Result<Self, Problem> {
         let fields = body::read(content, &["atomic", "commands"])?;
         let atomic = fields.boolean("atomic")?.unwrap_or(true);
         let elements = fields.elements("commands", BATCH_COMMANDS_MAX)?;
         let commands = elements
             .iter()
             .enumerate()
-            .map(|(index, element)| parse(element, id).map_err(|problem| problem.inside(index)));
+            .map(|(index, element)| parse(element, origin).map_err(|problem| problem.inside(index)));
         Ok(if atomic { Self::Atomic(commands.collect::<Result<_, _>>()?) } else { Self::Each(commands.collect()) })
     }
 }
 
-fn parse(element: &RawValue, id: &RequestId) -> Result<Command, Problem> {
+fn parse(element: &RawValue, origin: &Origin) -> Result<Command, Problem> {
     let fields = body::read(element.get().as_bytes(), COMMAND_FIELDS)?;
     let name = fields.required_string("type")?;
     let kind = Kind::of_name(&name)
         .ok_or_else(|| Problem::invalid("type", "must be credit, debit, freeze, unfreeze or refund"))?;
-    kind.command(&fields, id)
+    origin.caller.require(kind.scope())?;
+    kind.command(&fields, origin)
 }
 
 async fn run_atomic(service: &Service, id: &RequestId, commands: Vec<Command>) -> Result<Response, Problem> {
@@ -91,10 +100,18 @@ async fn run_atomic(service: &Service, id: &RequestId, commands: Vec<Command>) -
 }
 
 /// Each on its own: a command that cannot be read is a problem in its place.
-async fn run_each(service: &Service, id: &RequestId, parsed: Vec<Result<Command, Problem>>) -> Response {
+async fn run_each(service: &Service, origin: &Origin, parsed: Vec<Result<Command, Problem>>) -> Response {
+    let id = &origin.id;
     let mut named = Vec::with_capacity(parsed.len());
     let mut commands = Vec::with_capacity(parsed.len());
     for command in parsed {
+        let command = match command {
+            Ok(command) => {
+                let one = std::slice::from_ref(&command);
+                service.limits.take(&origin.caller, &service.database, one).await.map(|_| command)
+            }
+            refused => refused,
+        };
         named.push(command.as_ref().map(Named::of).map_err(Clone::clone));
         commands.extend(command);
     }
@@ -164,12 +181,14 @@ impl Results {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::access::Caller;
 
     const CREDIT: &str =
         r#"{"type":"credit","user_id":"u1","credit_type":"points","amount":1,"business_code":"b","business_id":"1"}"#;
 
     fn read(body: &str) -> Result<Batch, Problem> {
-        Batch::read(body.as_bytes(), &RequestId("r1".into()))
+        let origin = Origin { id: RequestId("r1".into()), caller: Caller::anonymous() };
+        Batch::read(body.as_bytes(), &origin)
     }
 
     #[test]

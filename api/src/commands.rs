@@ -1,6 +1,6 @@
 //! `POST /v1/credits`, `/v1/debits`, `/v1/freezes`, `/v1/unfreezes`, `/v1/refunds`.
 
-use std::sync::{Arc, LazyLock, OnceLock};
+use std::sync::{Arc, OnceLock};
 
 use axum::{
     body::Body,
@@ -15,10 +15,11 @@ use ledger_core::{
 use ledger_store::Recorded;
 
 use crate::{
+    access::Scope,
     body::{self, Fields, missing},
     content,
     problem::Problem,
-    request::{RequestId, if_match, json},
+    request::{Origin, if_match, json},
     service::Service,
 };
 
@@ -27,12 +28,6 @@ pub(crate) const COMMAND_BYTES_MAX: usize = 64 * 1024;
 
 /// Most transactions are no longer than this as JSON, in bytes.
 pub(crate) const TRANSACTION_BYTES: usize = 1_024;
-
-/// Until callers have keys of their own, all are one.
-pub(crate) fn actor() -> Arc<str> {
-    static ACTOR: LazyLock<Arc<str>> = LazyLock::new(|| "anonymous".into());
-    ACTOR.clone()
-}
 
 /// The longest time after which a freeze can expire: a hundred years, in seconds.
 const EXPIRY_SECONDS_MAX: u64 = 100 * 366 * 24 * 60 * 60;
@@ -95,8 +90,18 @@ impl Kind {
         SECONDS[self as usize].get_or_init(|| metrics::histogram!("ledger_command_seconds", "type" => self.name()))
     }
 
+    /// What a caller needs to ask for it.
+    pub(crate) const fn scope(self) -> Scope {
+        match self {
+            Self::Credit => Scope::Credit,
+            Self::Debit => Scope::Debit,
+            Self::Freeze | Self::Unfreeze => Scope::Freeze,
+            Self::Refund => Scope::Refund,
+        }
+    }
+
     /// Reads the command that `fields` describe.
-    pub(crate) fn command(self, fields: &Fields<'_>, request_id: &RequestId) -> Result<Command, Problem> {
+    pub(crate) fn command(self, fields: &Fields<'_>, origin: &Origin) -> Result<Command, Problem> {
         let action = self.action(fields)?;
         let code = fields.required_string("business_code")?;
         let id = fields.required_string("business_id")?;
@@ -106,8 +111,8 @@ impl Kind {
             expected_version: fields.number("expected_version")?,
             provenance: Provenance {
                 operation_id: fields.uuid("operation_id")?,
-                request_id: request_id.0.clone(),
-                actor: actor(),
+                request_id: origin.id.0.clone(),
+                actor: origin.caller.actor.clone(),
                 description: fields.string("description")?.map(|text| text::description(&text)).transpose()?,
                 metadata: fields.object("metadata")?.map(Arc::from),
             },
@@ -198,71 +203,75 @@ fn read_expiry(fields: &Fields<'_>) -> Result<Option<Expiry>, Problem> {
 
 pub(crate) async fn credit(
     service: State<Service>,
-    id: RequestId,
+    origin: Origin,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    run(Kind::Credit, &service, &id, &headers, body).await
+    run(Kind::Credit, &service, &origin, &headers, body).await
 }
 
 pub(crate) async fn debit(
     service: State<Service>,
-    id: RequestId,
+    origin: Origin,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    run(Kind::Debit, &service, &id, &headers, body).await
+    run(Kind::Debit, &service, &origin, &headers, body).await
 }
 
 pub(crate) async fn freeze(
     service: State<Service>,
-    id: RequestId,
+    origin: Origin,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    run(Kind::Freeze, &service, &id, &headers, body).await
+    run(Kind::Freeze, &service, &origin, &headers, body).await
 }
 
 pub(crate) async fn unfreeze(
     service: State<Service>,
-    id: RequestId,
+    origin: Origin,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    run(Kind::Unfreeze, &service, &id, &headers, body).await
+    run(Kind::Unfreeze, &service, &origin, &headers, body).await
 }
 
 pub(crate) async fn refund(
     service: State<Service>,
-    id: RequestId,
+    origin: Origin,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    run(Kind::Refund, &service, &id, &headers, body).await
+    run(Kind::Refund, &service, &origin, &headers, body).await
 }
 
 async fn run(
     kind: Kind,
     service: &Service,
-    id: &RequestId,
+    origin: &Origin,
     headers: &HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
     let content = content::read(&service.bodies, headers, body, COMMAND_BYTES_MAX).await?;
-    let mut command = read(kind, &content, id)?;
+    let mut command = read(kind, &content, origin)?;
     // What it said is in the command now; its room is for others while this one waits.
     drop(content);
     insist(&mut command, if_match(headers)?)?;
+    let left = service.limits.take(&origin.caller, &service.database, std::slice::from_ref(&command)).await?;
     let began = std::time::Instant::now();
-    let outcome = execute(service, command).await;
+    let mut outcome = execute(service, command).await;
     kind.seconds().record(began.elapsed().as_secs_f64());
+    if let (Ok(response), Some(left)) = (&mut outcome, left) {
+        left.add_to(response.headers_mut());
+    }
     outcome
 }
 
-fn read(kind: Kind, content: &[u8], id: &RequestId) -> Result<Command, Problem> {
+fn read(kind: Kind, content: &[u8], origin: &Origin) -> Result<Command, Problem> {
     let fields = body::read(content, COMMAND_FIELDS)?;
     fields.refuse(&["type"], "belongs to a batch; the path says what this is")?;
-    kind.command(&fields, id)
+    kind.command(&fields, origin)
 }
 
 /// `If-Match` says the same as `expected_version`.

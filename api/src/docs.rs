@@ -23,6 +23,10 @@ pub(crate) async fn page() -> Response {
 #[cfg(test)]
 mod tests {
     use super::OPENAPI;
+    use crate::{
+        access::Needs,
+        router::{ROUTES, Route},
+    };
 
     #[test]
     fn the_document_describes_every_route_and_no_other() {
@@ -35,15 +39,26 @@ mod tests {
                 calls.as_object().expect("calls").keys().map(move |verb| format!("{verb} {path}"))
             })
             .collect();
-        // The router says `.route("PATH", verb(handler))`, one line each.
-        let served: std::collections::BTreeSet<_> = include_str!("router.rs")
-            .lines()
-            .filter_map(|line| {
-                let (path, call) = line.trim().strip_prefix(".route(\"")?.split_once("\", ")?;
-                Some(format!("{} {path}", call.split('(').next()?))
-            })
+        let served: std::collections::BTreeSet<_> = ROUTES
+            .iter()
+            .map(|route| format!("{} {}", route.method.as_str().to_lowercase(), route.path))
             .collect();
         assert!(served.len() > 15, "{served:?}");
         assert_eq!(described, served);
+    }
+
+    #[test]
+    fn the_document_names_the_scope_of_each_route() {
+        let document: serde_json::Value = serde_json::from_str(OPENAPI).expect("it is JSON");
+        for Route { method, path, needs, .. } in ROUTES {
+            let call = &document["paths"][path][method.as_str().to_lowercase()];
+            let scope = match needs {
+                Needs::Nothing => None,
+                Needs::Scope(scope) => Some(scope.name().to_owned()),
+                Needs::AnyOf(scopes) => Some(scopes.to_string()),
+            };
+            assert_eq!(call["x-scope"].as_str(), scope.as_deref(), "{method} {path}");
+            assert_eq!(call["security"].as_array().map(Vec::is_empty), Some(scope.is_none()), "{method} {path}");
+        }
     }
 }

@@ -25,6 +25,7 @@ pub(crate) async fn ready(State(service): State<Service>) -> Response {
         "status": if trouble.is_none() { "ready" } else { "unavailable" },
         "trouble": trouble,
         "database": service.database.describe(),
+        "breaker": service.breaker.position().name(),
         "projector": {
             "lag_positions": progress.lag_behind(&committed),
             "behind_since": progress.behind_since,

@@ -1,8 +1,10 @@
 //! The HTTP service of the ledger.
 
+mod access;
 mod accounts;
 mod batches;
 mod body;
+mod breaker;
 mod commands;
 mod content;
 mod cursor;
@@ -10,6 +12,8 @@ mod docs;
 mod events;
 mod freezes;
 mod health;
+mod keys;
+mod limits;
 mod problem;
 mod request;
 mod router;
@@ -39,9 +43,12 @@ use tokio::{
     sync::{Semaphore, watch},
 };
 
+use access::Access;
+use breaker::{Breaker, Position};
 use content::Room;
+use limits::Limits;
 use service::{Parts, Service};
-use settings::Settings;
+use settings::{Settings, Task};
 
 /// Requests allocate on one thread what another one frees: this allocator is made for that.
 #[global_allocator]
@@ -49,6 +56,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// The bytes of bodies that may be in memory at once, over all connections: three of the largest batches.
 const BODY_BYTES_MAX: usize = 192 * 1024 * 1024;
+
+/// How often a database that failed is looked at, and how long it may take to answer that.
+const LOOK_AT_DATABASE: Duration = Duration::from_secs(1);
 
 /// How often the samples of metrics are folded, whether or not anybody scrapes them.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
@@ -66,7 +76,9 @@ async fn main() -> ExitCode {
 
 async fn start() -> Result<(), String> {
     let settings = Settings::read()?;
-    settings.check()?;
+    if let Some(Task::Keys(command)) = &settings.command {
+        return keys::run(&settings.database_url, command).await;
+    }
     show_log(&settings);
     run(settings).await
 }
@@ -110,10 +122,29 @@ fn keep_metrics() -> Result<PrometheusHandle, String> {
     Ok(metrics)
 }
 
+/// Closes the breaker as soon as the database is well again, instead of when its time is over.
+async fn close_breaker(service: Service) {
+    let mut turn = tokio::time::interval(LOOK_AT_DATABASE);
+    turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        turn.tick().await;
+        if service.breaker.position() == Position::Closed || service.ledger.trouble().is_some() {
+            continue;
+        }
+        if let Ok(Ok(_)) = tokio::time::timeout(LOOK_AT_DATABASE, service.database.heads()).await {
+            service.breaker.recovered();
+        }
+    }
+}
+
 async fn run(settings: Settings) -> Result<(), String> {
     let metrics = keep_metrics()?;
     let database = Database::open(&settings.database_url).await.map_err(|error| chain(&error))?;
     tell(&format!("database      {}", database.describe()));
+    let is_closed = !settings.listen.ip().is_loopback();
+    let access = Access::load(database.clone(), is_closed).await.map_err(|error| chain(&error))?;
+    settings.check(access.has_usable_key())?;
+    let freshness = access.keep_fresh();
     let queue_commands_max = usize::try_from(settings.queue_commands).unwrap_or(usize::MAX);
     let options = LedgerOptions { queue_commands_max, ..LedgerOptions::default() };
     let ledger = Ledger::start(database.clone(), options).await.map_err(|error| chain(&error))?;
@@ -144,16 +175,21 @@ async fn run(settings: Settings) -> Result<(), String> {
         hurry: runner.hurry(),
         publisher: publisher.as_ref().map(Publisher::status),
         metrics,
+        access: access.clone(),
+        limits: Limits::new(settings.rate_limit),
+        breaker: Breaker::default(),
         deadline: settings.deadline(),
         bodies: Room::new(BODY_BYTES_MAX),
         streams: Arc::new(Semaphore::new(stream::STREAMS_MAX)),
         stopping: stopping.clone(),
     });
+    let watch = tokio::spawn(close_breaker(service.clone()));
     // Before the address is told: whoever reads it may stop the service at once.
     let mut terminate =
         signal(SignalKind::terminate()).map_err(|error| format!("cannot watch for signals: {error}"))?;
     let mut interrupt =
         signal(SignalKind::interrupt()).map_err(|error| format!("cannot watch for signals: {error}"))?;
+    tell(if access.is_on() { "API keys      asked of every caller" } else { "API keys      none: everything is open (api keys create)" });
     tell(&format!("listening on http://{address}"));
     tell(&format!("documentation http://{address}/docs"));
     tell(&format!(
@@ -170,6 +206,8 @@ async fn run(settings: Settings) -> Result<(), String> {
     stop.send_replace(true);
     // A server that panicked has ended, too.
     let _ = server.await;
+    freshness.abort();
+    watch.abort();
     ledger.stop().await;
     if let Some(publisher) = publisher {
         publisher.stop().await;

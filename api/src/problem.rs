@@ -1,8 +1,10 @@
 //! Every error that a caller sees: RFC 9457, with the contract's members.
 
+use std::time::Duration;
+
 use axum::{
     body::Body,
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use ledger_core::{InvalidField, Rejection};
@@ -10,7 +12,7 @@ use ledger_store::{CommandError, StoreError, Unavailable, error::chain};
 use projector::balances::ReadError;
 use serde_json::{Map, Value, json};
 
-use crate::body::WHOLE;
+use crate::{body::WHOLE, limits::whole_seconds};
 
 /// How long a caller is asked to wait before it tries again, in seconds.
 const RETRY_AFTER_SECONDS: u64 = 1;
@@ -22,12 +24,14 @@ pub(crate) struct Problem {
     code: &'static str,
     detail: String,
     members: Box<Map<String, Value>>,
-    allow: Option<Box<HeaderValue>>,
+    headers: Option<Box<HeaderMap>>,
+    /// After how many seconds it is worth trying again, where that is known better than by [`RETRY_AFTER_SECONDS`].
+    retry_after: Option<u64>,
 }
 
 impl Problem {
     fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, detail: detail.into(), members: Box::default(), allow: None }
+        Self { status, code, detail: detail.into(), members: Box::default(), headers: None, retry_after: None }
     }
 
     fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
@@ -69,8 +73,35 @@ impl Problem {
     }
 
     /// Names the methods that the path takes.
-    pub(crate) fn allowing(mut self, allow: HeaderValue) -> Self {
-        self.allow = Some(Box::new(allow));
+    pub(crate) fn allowing(self, allow: HeaderValue) -> Self {
+        self.with_headers(HeaderMap::from_iter([(header::ALLOW, allow)]))
+    }
+
+    /// Adds headers to the answer.
+    pub(crate) fn with_headers(mut self, headers: HeaderMap) -> Self {
+        self.headers.get_or_insert_default().extend(headers);
+        self
+    }
+
+    /// Nobody knows who this is.
+    pub(crate) fn unauthenticated(detail: &str) -> Self {
+        let challenge = HeaderMap::from_iter([(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))]);
+        Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", detail).with("field", "Authorization").with_headers(challenge)
+    }
+
+    /// The key is sound and not made for this.
+    pub(crate) fn scope_missing(scope: &str) -> Self {
+        let detail = format!("the API key has not the scope {scope}; `api keys create --scopes …` makes one that has");
+        Self::new(StatusCode::FORBIDDEN, "scope_missing", detail).with("scope", scope)
+    }
+
+    /// Too many commands; `wait` is how long until they would pass.
+    pub(crate) fn rate_limited(detail: impl Into<String>, wait: Duration) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limited", detail).again_after(wait)
+    }
+
+    fn again_after(mut self, wait: Duration) -> Self {
+        self.retry_after = Some(whole_seconds(wait).max(1));
         self
     }
 
@@ -99,6 +130,11 @@ impl Problem {
     pub(crate) fn store_unavailable() -> Self {
         let detail = "the database did not answer; nothing was done, or the same business key finds out";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", detail)
+    }
+
+    /// The same, told at once: the database failed too often a moment ago to be asked again before `wait` is over.
+    pub(crate) fn store_resting(wait: Duration) -> Self {
+        Self::store_unavailable().again_after(wait)
     }
 
     /// A defect of the service; the log has the rest.
@@ -189,6 +225,11 @@ impl Problem {
         }
     }
 
+    /// Whether the database did not answer.
+    pub(crate) fn is_store_unavailable(&self) -> bool {
+        self.code == "store_unavailable"
+    }
+
     /// Whether it is the service that failed, not the caller.
     pub(crate) fn is_ours(&self) -> bool {
         self.status.is_server_error()
@@ -222,10 +263,10 @@ impl Problem {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         if self.retryable() {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_SECONDS));
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(self.retry_after.unwrap_or(RETRY_AFTER_SECONDS)));
         }
-        if let Some(allow) = &self.allow {
-            headers.insert(header::ALLOW, (**allow).clone());
+        if let Some(more) = &self.headers {
+            headers.extend((**more).clone());
         }
         response
     }

@@ -3,7 +3,6 @@
 use std::{borrow::Cow, sync::Arc};
 
 use axum::{
-    Router,
     body::Body,
     extract::{FromRequestParts, MatchedPath, Request},
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts},
@@ -16,7 +15,12 @@ use tower::ServiceExt;
 use tracing::Instrument;
 use uuid::Uuid;
 
-use crate::{problem::Problem, service::Service};
+use crate::{
+    access::{Caller, Needs},
+    problem::Problem,
+    router::Routes,
+    service::Service,
+};
 
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -50,7 +54,7 @@ impl<S: Sync> FromRequestParts<S> for RequestId {
 
 /// What stands around every route: gives the request its id and its deadline, catches what must not happen, and writes
 /// problems. (As a layer of the router it would be copied with every layer above and below for each request.)
-pub(crate) async fn serve(service: Service, routes: Router, mut request: Request) -> Response {
+pub(crate) async fn serve(service: Service, routes: Routes, mut request: Request) -> Response {
     let id = RequestId::of(request.headers());
     // A span for every request would cost a good part of it; who traces gets one.
     let span = match trace_id(request.headers()) {
@@ -59,19 +63,18 @@ pub(crate) async fn serve(service: Service, routes: Router, mut request: Request
     };
     request.extensions_mut().insert(id.clone());
     let streams = request.uri().path() == "/v1/events/stream";
-    let run = std::panic::AssertUnwindSafe(routes.oneshot(request)).catch_unwind().instrument(span.clone());
+    let run = std::panic::AssertUnwindSafe(answer(&service, &routes, request)).catch_unwind().instrument(span.clone());
     let outcome = if streams {
         run.await
     } else {
         match tokio::time::timeout(service.deadline, run).await {
             Ok(outcome) => outcome,
             // What was begun goes on in the writer; the key tells its end.
-            Err(_) => Ok(Ok(Problem::store_unavailable().into_response())),
+            Err(_) => Ok(Problem::store_unavailable().into_response()),
         }
     };
     let mut response = match outcome {
-        Ok(Ok(response)) => response,
-        Ok(Err(never)) => match never {},
+        Ok(response) => response,
         Err(_) => {
             span.in_scope(|| tracing::error!(request_id = %id.0, "a request panicked"));
             Problem::internal().into_response()
@@ -95,6 +98,55 @@ pub(crate) async fn serve(service: Service, routes: Router, mut request: Request
         response.headers_mut().insert(REQUEST_ID, value);
     }
     response
+}
+
+/// Lets a request through to its route, when the caller may use it and the database is not known to be away.
+async fn answer(service: &Service, routes: &Routes, mut request: Request) -> Response {
+    // What leads to no route says so to everybody: the document lists the routes anyway.
+    let needs = routes.needs(request.method(), request.uri().path());
+    match service.access.admit(request.headers(), needs.unwrap_or(Needs::Nothing)).await {
+        Ok(caller) => drop(request.extensions_mut().insert(caller)),
+        Err(problem) => return problem.into_response(),
+    }
+    let asks_database = needs.is_some_and(|needs| needs != Needs::Nothing) && request.uri().path() != "/metrics";
+    if asks_database && let Err(wait) = service.breaker.admit() {
+        return Problem::store_resting(wait).into_response();
+    }
+    let response = match routes.router().oneshot(request).await {
+        Ok(response) => response,
+        Err(never) => match never {},
+    };
+    if asks_database {
+        match response.extensions().get::<Problem>() {
+            Some(problem) if problem.is_store_unavailable() => service.breaker.failed(),
+            _ => service.breaker.succeeded(),
+        }
+    }
+    response
+}
+
+/// Where a command comes from.
+#[derive(Debug, Clone)]
+pub(crate) struct Origin {
+    pub(crate) id: RequestId,
+    pub(crate) caller: Caller,
+}
+
+impl<S: Sync> FromRequestParts<S> for Origin {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let id = RequestId::from_request_parts(parts, state).await?;
+        Ok(Self { id, caller: Caller::from_request_parts(parts, state).await? })
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Caller {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        parts.extensions.get::<Self>().cloned().ok_or_else(Problem::internal)
+    }
 }
 
 /// The trace that the caller is in, from W3C `traceparent`: `00-<trace id>-<parent id>-<flags>`.

@@ -16,7 +16,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::content::Room;
+use crate::{access::Access, breaker::Breaker, content::Room, limits::Limits};
 
 /// How long a read waits for the read models to hold what was written before it.
 const READ_MODEL_PATIENCE: Duration = Duration::from_millis(500);
@@ -45,6 +45,10 @@ pub(crate) struct Parts {
     pub(crate) hurry: Arc<Notify>,
     pub(crate) publisher: Option<watch::Receiver<PublisherStatus>>,
     pub(crate) metrics: PrometheusHandle,
+    /// Who may call.
+    pub(crate) access: Arc<Access>,
+    pub(crate) limits: Limits,
+    pub(crate) breaker: Breaker,
     /// How long a request may take, in all.
     pub(crate) deadline: Duration,
     /// The room that bodies may take up in memory, over all connections.

@@ -2,16 +2,18 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
+
+use crate::{keys::KeysCommand, limits::Rate};
 
 /// The credit ledger's HTTP service. Without arguments it keeps its data in ./ledger.db and listens on 127.0.0.1:8080.
 #[derive(Debug, Parser)]
 #[command(version)]
 pub(crate) struct Settings {
     /// Where the ledger is kept: `sqlite://FILE` or `postgres://USER:PASSWORD@HOST:PORT/DATABASE`.
-    #[arg(long, env, default_value = "sqlite://ledger.db", hide_env_values = true)]
+    #[arg(long, env, global = true, default_value = "sqlite://ledger.db", hide_env_values = true)]
     pub(crate) database_url: String,
-    /// Where to listen. Until callers have keys, only on a loopback address; port 0 takes a free one.
+    /// Where to listen. Without API keys only on a loopback address, where everything is open; port 0 takes a free one.
     #[arg(long, env, default_value = "127.0.0.1:8080", value_parser = address)]
     pub(crate) listen: SocketAddr,
     /// Publish every event to this NATS server, such as `nats://127.0.0.1:4222`. Empty: none.
@@ -26,9 +28,22 @@ pub(crate) struct Settings {
     /// Commands that may wait for the writer; more are refused with 503 `overloaded`.
     #[arg(long, env, default_value_t = 65_536, value_parser = clap::value_parser!(u64).range(10_000..=1_000_000))]
     pub(crate) queue_commands: u64,
+    /// How many commands each account (user and credit type) may get, such as 5/10: 5 a second, burst 10. Left out: any
+    /// number. A key may have a limit of its own.
+    #[arg(long, env)]
+    pub(crate) rate_limit: Option<Rate>,
     /// How the log is written.
     #[arg(long, env, default_value = "text", value_parser = ["text", "json"])]
     pub(crate) log_format: String,
+    #[command(subcommand)]
+    pub(crate) command: Option<Task>,
+}
+
+/// What the program can do besides serving.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Task {
+    #[command(subcommand)]
+    Keys(KeysCommand),
 }
 
 /// An address to listen on; `localhost` is the loopback address.
@@ -59,12 +74,12 @@ impl Settings {
         self.nats_url.as_deref().filter(|url| !url.is_empty())
     }
 
-    /// What forbids to start, in one line.
-    pub(crate) fn check(&self) -> Result<(), String> {
-        if !self.listen.ip().is_loopback() {
+    /// What forbids to start, in one line, by whether there is an API key that opens anything.
+    pub(crate) fn check(&self, has_key: bool) -> Result<(), String> {
+        if !self.listen.ip().is_loopback() && !has_key {
             return Err(format!(
                 "--listen {} is refused: without API keys the ledger listens on loopback only, where everything is open; \
-                 use 127.0.0.1:{} and a reverse proxy that authenticates",
+                 make a key with `api keys create`, or use 127.0.0.1:{}",
                 self.listen,
                 self.listen.port()
             ));
@@ -117,12 +132,13 @@ mod tests {
     }
 
     #[test]
-    fn only_loopback_addresses_are_listened_on() {
+    fn without_keys_only_loopback_addresses_are_listened_on() {
         for (address, fine) in
             [("127.0.0.1:0", true), ("[::1]:8080", true), ("0.0.0.0:8080", false), ("10.1.2.3:80", false)]
         {
             let settings = Settings::try_parse_from(["api", "--listen", address]).expect("parses");
-            assert_eq!(settings.check().is_ok(), fine, "{address}");
+            assert_eq!(settings.check(false).is_ok(), fine, "{address}");
+            assert!(settings.check(true).is_ok(), "{address}");
         }
     }
 }

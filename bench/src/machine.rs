@@ -8,7 +8,7 @@ use serde::Serialize;
 pub(crate) struct Machine {
     cores: usize,
     cpu: String,
-    memory_gib: f64,
+    pub(crate) memory_gib: f64,
     kernel: String,
     commit: String,
     at: String,

@@ -65,7 +65,7 @@ pub(crate) fn page(results: &Results, plan: &Plan, machine: &Machine) -> String 
     if let Some(version) = &results.postgres {
         let _ = writeln!(
             page,
-            "PostgreSQL {version} with shared_buffers = 1 GB, max_wal_size = 8 GB, min_wal_size = 4 GB (made \
+            "PostgreSQL {version} with shared_buffers = a quarter of the memory, max_wal_size = 8 GB, min_wal_size = 4 GB (made \
              beforehand) and wal_compression = lz4, for the peers, too."
         );
     }

@@ -2,9 +2,10 @@
 
 use crate::{
     account::{Account, AccountState},
-    event::Event,
+    event::{Event, EventType},
     log::Position,
     rejection::Contradiction,
+    shape,
     timestamp::Timestamp,
 };
 
@@ -24,43 +25,40 @@ impl Balance {
     ///
     /// # Errors
     ///
-    /// A [`Contradiction`] when the event cannot follow `before`, or carries another state than the fold reaches.
+    /// A [`Contradiction`] when the event cannot follow `before`, has a shape that no event has, or carries another state
+    /// than the fold reaches.
     pub fn fold(before: Option<&Self>, event: &Event) -> Result<Self, Contradiction> {
-        let contradiction =
-            |field, expected: String, found: String| Contradiction { position: event.position, field, expected, found };
-        let (state, position) =
-            before.map_or((AccountState::default(), Position::ZERO), |balance| (balance.state, balance.position));
-        if let Some(before) = before
-            && before.account != event.account
-        {
-            let name = |account: &Account| format!("{}/{}", account.user_id(), account.credit_type());
-            return Err(contradiction("account_id", name(&before.account), name(&event.account)));
-        }
-        if event.after.version != state.version + 1 {
-            return Err(contradiction("version", (state.version + 1).to_string(), event.after.version.to_string()));
-        }
-        if event.previous_position != position {
-            let (expected, found) = (position.to_string(), event.previous_position.to_string());
-            return Err(contradiction("previous_position", expected, found));
-        }
-        let after = state.apply(&event.movement()).map_err(|impossible| {
-            contradiction("amount", format!("one that {state:?} can bear"), impossible.units.to_string())
-        })?;
-        for (field, expected, found) in [
-            ("balance", after.balance, event.after.balance),
-            ("frozen", after.frozen, event.after.frozen),
-            ("locked", u64::from(after.locked), u64::from(event.after.locked)),
-        ] {
-            if expected != found {
-                return Err(contradiction(field, expected.to_string(), found.to_string()));
-            }
-        }
-        Ok(Self {
+        follow(before, event)?;
+        Ok(Self::carried(event))
+    }
+
+    /// Folds `event` into this balance, like [`Balance::fold`]; a contradiction leaves it as it was.
+    ///
+    /// # Errors
+    ///
+    /// As [`Balance::fold`].
+    pub fn advance(&mut self, event: &Event) -> Result<(), Contradiction> {
+        follow(Some(self), event)?;
+        self.believe(event);
+        Ok(())
+    }
+
+    /// The balance that `event` carries, without a comparison.
+    #[must_use]
+    pub fn carried(event: &Event) -> Self {
+        Self {
             account: event.account.clone(),
-            state: after,
+            state: event.after,
             position: event.position,
             updated_at: event.recorded_at,
-        })
+        }
+    }
+
+    /// Takes over what an event of this account carries, without a comparison.
+    pub fn believe(&mut self, event: &Event) {
+        self.state = event.after;
+        self.position = event.position;
+        self.updated_at = event.recorded_at;
     }
 
     /// The name of the account's status in the contract.
@@ -68,4 +66,47 @@ impl Balance {
     pub const fn status(&self) -> &'static str {
         if self.state.locked { "locked" } else { "active" }
     }
+}
+
+/// Whether `event` can be the one after `before`, and carries what its amounts make of it.
+fn follow(before: Option<&Balance>, event: &Event) -> Result<(), Contradiction> {
+    let contradiction =
+        |field, expected: String, found: String| Contradiction { position: event.position, field, expected, found };
+    let (state, position) =
+        before.map_or((AccountState::default(), Position::ZERO), |balance| (balance.state, balance.position));
+    if let Some(before) = before
+        && before.account != event.account
+    {
+        let name = |account: &Account| format!("{}/{}", account.user_id(), account.credit_type());
+        return Err(contradiction("account_id", name(&before.account), name(&event.account)));
+    }
+    if event.after.version != state.version + 1 {
+        return Err(contradiction("version", (state.version + 1).to_string(), event.after.version.to_string()));
+    }
+    if event.previous_position != position {
+        let (expected, found) = (position.to_string(), event.previous_position.to_string());
+        return Err(contradiction("previous_position", expected, found));
+    }
+    shape::check(event)?;
+    let found = || event.event_type.name().to_owned();
+    if before.is_none() && event.event_type != EventType::Credited {
+        return Err(contradiction("type", "credited: only a credit opens an account".to_owned(), found()));
+    }
+    if state.locked && matches!(event.event_type, EventType::Deducted | EventType::Frozen) {
+        let expected = "nothing that takes value: the account is locked".to_owned();
+        return Err(contradiction("type", expected, found()));
+    }
+    let after = state.apply(&event.movement()).map_err(|impossible| {
+        contradiction("amount", format!("one that {state:?} can bear"), impossible.units.to_string())
+    })?;
+    for (field, expected, found) in [
+        ("balance", after.balance, event.after.balance),
+        ("frozen", after.frozen, event.after.frozen),
+        ("locked", u64::from(after.locked), u64::from(event.after.locked)),
+    ] {
+        if expected != found {
+            return Err(contradiction(field, expected.to_string(), found.to_string()));
+        }
+    }
+    Ok(())
 }

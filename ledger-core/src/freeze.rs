@@ -8,6 +8,7 @@ use crate::{
     key::BusinessKey,
     log::Position,
     rejection::Contradiction,
+    shape,
     timestamp::Timestamp,
 };
 
@@ -62,14 +63,24 @@ impl Freeze {
     ///
     /// # Errors
     ///
-    /// A [`Contradiction`] when the event is of another account, takes more than remains, or says another rest.
+    /// A [`Contradiction`] when the event is not about this freeze, is of another account, has a shape that no capture or
+    /// release has, takes more than remains, or says another rest.
     pub fn fold(&mut self, event: &Event) -> Result<(), Contradiction> {
         let contradiction =
             |field, expected: String, found: String| Contradiction { position: event.position, field, expected, found };
+        if event.related_id != Some(self.freeze_id) {
+            let found = event.related_id.map_or_else(|| "nothing".to_owned(), |id| id.to_string());
+            return Err(contradiction("related_id", self.freeze_id.to_string(), found));
+        }
         if event.account != self.account {
             let (expected, found) = (self.account.id().to_string(), event.account.id().to_string());
             return Err(contradiction("account_id", expected, found));
         }
+        if !matches!(event.event_type, EventType::Deducted | EventType::Unfrozen) {
+            let found = event.event_type.name().to_owned();
+            return Err(contradiction("type", "deducted or unfrozen".to_owned(), found));
+        }
+        shape::check(event)?;
         let amount = event.amount.map_or(0, Amount::units);
         let taken = amount.saturating_add(event.released);
         let Some(remaining) = self.remaining.checked_sub(taken) else {

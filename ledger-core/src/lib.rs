@@ -18,6 +18,7 @@ pub mod json;
 pub mod key;
 pub mod log;
 pub mod rejection;
+mod shape;
 pub mod text;
 pub mod timestamp;
 

@@ -7,7 +7,7 @@ use tokio::task::AbortHandle;
 use crate::{
     DamagedRow, StoreError,
     append::{Append, Appended},
-    index::{IndexEntries, KeyHash, stored_hash},
+    index::{IndexEntries, IndexedAccount, KeyHash, stored_hash},
     postgres::{self, Postgres},
     sqlite::{self, Sqlite},
 };
@@ -36,9 +36,6 @@ impl Bound {
         }
     }
 }
-
-/// Where an index says that an event is, and what is there: nothing, a damaged row or an event.
-pub(crate) type IndexedEvent = ((Partition, Position), Option<Result<Event, DamagedRow>>);
 
 /// A transaction that holds the heads' locks.
 #[derive(Debug)]
@@ -153,7 +150,11 @@ impl Database {
     }
 
     /// Like [`Database::events_at`], but a damaged row does not fail the others.
-    pub(crate) async fn rows_at(
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be read.
+    pub async fn rows_at(
         &self,
         places: &[(Partition, Position)],
     ) -> Result<Vec<Result<Event, DamagedRow>>, StoreError> {
@@ -212,7 +213,11 @@ impl Database {
 
     /// The newest position of a partition, up to `head`, that was recorded at or before an instant. Times never run
     /// backwards in a partition, so it is found by bisection over the primary key.
-    pub(crate) async fn newest_at_or_before(
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be read, or a row is damaged.
+    pub async fn newest_at_or_before(
         &self,
         partition: Partition,
         at: Timestamp,
@@ -235,9 +240,9 @@ impl Database {
         on_either!(self, database => database.index_checkpoints().await)
     }
 
-    /// The newest indexed events of some accounts; those that the index does not hold are left out.
-    pub(crate) async fn newest_events(&self, accounts: &[AccountId]) -> Result<Vec<IndexedEvent>, StoreError> {
-        on_either!(self, database => database.newest_events(accounts).await)
+    /// Some accounts as the index knows them; those that it does not hold are left out.
+    pub(crate) async fn indexed_accounts(&self, accounts: &[AccountId]) -> Result<Vec<IndexedAccount>, StoreError> {
+        on_either!(self, database => database.indexed_accounts(accounts).await)
     }
 
     pub(crate) async fn key_positions(&self, keys: &[KeyHash]) -> Result<Vec<(Partition, Position)>, StoreError> {

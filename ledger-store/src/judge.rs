@@ -55,9 +55,9 @@ impl Round<'_> {
             Ask::Newest(account) => {
                 draft.judged.insert(account.partition());
                 let layers = self.known(None, draft).layers;
-                Answer::Newest(self.known(None, draft).account(*account)?.map(|balance| Newest {
-                    position: balance.position,
-                    version: balance.state.version,
+                Answer::Newest(self.known(None, draft).account(*account)?.map(|standing| Newest {
+                    position: standing.position,
+                    version: standing.state.version,
                     anchors: layers.anchors(*account),
                 }))
             }
@@ -161,29 +161,27 @@ impl Round<'_> {
         {
             return Ok(Err(Rejection::AccountMismatch { field }));
         }
-        let balance = known.account(account.id())?;
-        if let Some(balance) = balance
-            && balance.account != *account
-        {
+        let standing = known.account(account.id())?;
+        if standing.and_then(|standing| standing.account).is_some_and(|known| known != account) {
             return Err(StoreError::Inconsistent(format!(
                 "account {}: the log holds another account under this id: run replay-tool verify",
                 account.id()
             )));
         }
-        if let (Some(balance), Some(original)) = (balance, original)
+        if let (Some(standing), Some(original)) = (standing, original)
             && original.kind == OriginalKind::Freeze
-            && original.remaining > balance.state.frozen
+            && original.remaining > standing.state.frozen
         {
             return Err(StoreError::Inconsistent(format!(
                 "freeze {}: {} remain of it, but the account holds only {}: run replay-tool verify",
-                original.transaction_id, original.remaining, balance.state.frozen
+                original.transaction_id, original.remaining, standing.state.frozen
             )));
         }
         // The texts that are in memory already, or each event would keep its own copy of its account's name there.
-        let account = balance.map_or(account, |balance| &balance.account);
+        let account = standing.and_then(|standing| standing.account).unwrap_or(account);
         let partition = account.partition();
         let now = self.now.max(draft.recorded_at[partition.index()]);
-        let situation = Situation { account: balance.map(|balance| &balance.state), original };
+        let situation = Situation { account: standing.as_ref().map(|standing| &standing.state), original };
         let effect = match decide(&situation, command, now) {
             Ok(effect) => effect,
             Err(rejection) => return Ok(Err(rejection)),
@@ -191,7 +189,7 @@ impl Round<'_> {
         let slot = Slot {
             partition,
             head: draft.heads[partition.index()],
-            previous_position: balance.map(|balance| balance.position).unwrap_or_default(),
+            previous_position: standing.map(|standing| standing.position).unwrap_or_default(),
         };
         let batch = mark.map(|mark| {
             if mark.index == 0 {
@@ -212,8 +210,14 @@ fn owner(known: Known<'_>, command: &Command) -> Result<Option<Account>, StoreEr
         return Ok(Some(account.clone()));
     }
     let Some(original) = known.original(command)? else { return Ok(None) };
-    // An original's account has at least the event that made the original.
-    Ok(known.account(original.account_id)?.map(|balance| balance.account.clone()))
+    // An original's account has at least the event that made the original, which was read where it is not in memory.
+    let account = known.account(original.account_id)?.and_then(|standing| standing.account);
+    account.cloned().map(Some).ok_or_else(|| {
+        StoreError::Inconsistent(format!(
+            "transaction {}: the account that it is about is not in the log: run replay-tool verify",
+            original.transaction_id
+        ))
+    })
 }
 
 /// The refusal of a command whose original is not there.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use foldhash::{HashMap, HashSet};
 
-use ledger_core::{Account, AccountId, Balance, BusinessKey, Command, Event, Original, Partition, Position};
+use ledger_core::{Account, AccountId, AccountState, Balance, BusinessKey, Command, Event, Original, Partition, Position};
 use quick_cache::unsync::Cache;
 
 use crate::{
@@ -12,8 +12,8 @@ use crate::{
     batch::{Ask, Draft, Partitions, Request},
     database::Database,
     filter::KeyFilter,
-    index::KeyHash,
-    tail::{OriginalEntry, Span, Tail, about, balance_after},
+    index::{IndexedAccount, KeyHash},
+    tail::{OriginalEntry, Span, Tail, about},
 };
 
 /// What was read from the indexes and the log for one round of decisions.
@@ -23,13 +23,32 @@ use crate::{
 #[derive(Debug, Default)]
 pub(crate) struct Fetched {
     /// `None`: the account was never credited, as far as the indexes say.
-    accounts: HashMap<AccountId, Option<Balance>>,
+    accounts: HashMap<AccountId, Option<Indexed>>,
+    /// Whose originals were read.
+    owners: HashMap<AccountId, Account>,
     keys: HashMap<KeyHash, Vec<Position>>,
     /// `None`: there is no freeze or deduction at that place.
     originals: HashMap<(Partition, Position), Option<OriginalEntry>>,
     events: HashMap<(Partition, Position), Arc<Event>>,
     /// Where an index or an event cannot be believed: what was not found there is not known to be absent.
     broken: Partitions,
+}
+
+/// An account as the indexes know it, in a sealed row or by its newest event.
+#[derive(Debug, Clone, Copy)]
+struct Indexed {
+    state: AccountState,
+    position: Position,
+}
+
+/// An account as its newest event left it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Standing<'a> {
+    pub(crate) state: AccountState,
+    /// Where that event is.
+    pub(crate) position: Position,
+    /// Whose it is, where that is in memory.
+    pub(crate) account: Option<&'a Account>,
 }
 
 /// Why a round of decisions cannot be made yet.
@@ -114,8 +133,16 @@ pub(crate) struct Known<'a> {
 
 impl<'a> Known<'a> {
     /// The account as its newest event left it.
-    pub(crate) fn account(self, id: AccountId) -> Result<Option<&'a Balance>, StoreError> {
-        let found = self.layers.account(id).or_else(|| self.fetched.accounts.get(&id)?.as_ref());
+    pub(crate) fn account(self, id: AccountId) -> Result<Option<Standing<'a>>, StoreError> {
+        let found = match self.layers.account(id) {
+            Some(Balance { account, state, position, .. }) => {
+                Some(Standing { state: *state, position: *position, account: Some(account) })
+            }
+            None => {
+                let indexed = self.fetched.accounts.get(&id).copied().flatten();
+                indexed.map(|Indexed { state, position }| Standing { state, position, account: self.fetched.owners.get(&id) })
+            }
+        };
         self.absent_only_if_sound(id.partition(), found)
     }
 
@@ -205,6 +232,9 @@ async fn originals(
     let events = read(database, &places, &mut fetched.broken).await?;
     for place in &cold {
         let Some(event) = events.get(place) else { continue };
+        if event.account.is_consistent() {
+            fetched.owners.insert(event.account.id(), event.account.clone());
+        }
         let entry = Original::made_by(event).map(|original| OriginalEntry { original, newest: Position::ZERO });
         fetched.originals.insert(*place, entry);
     }
@@ -270,21 +300,30 @@ async fn accounts_and_keys(
     let keys: Vec<_> = keys.into_iter().collect();
 
     let (newest, key_places) = tokio::try_join!(
-        async { if accounts.is_empty() { Ok(Vec::new()) } else { database.newest_events(&accounts).await } },
+        async { if accounts.is_empty() { Ok(Vec::new()) } else { database.indexed_accounts(&accounts).await } },
         async { if keys.is_empty() { Ok(Vec::new()) } else { database.key_positions(&keys).await } },
     )?;
-    refuse_ahead(layers, newest.iter().map(|(place, _)| place))?;
+    let place_of = |account: &IndexedAccount| (account.id.partition(), account.position);
+    let account_places: Vec<_> = newest.iter().map(place_of).collect();
+    refuse_ahead(layers, &account_places)?;
     refuse_ahead(layers, &key_places)?;
+    places.extend(newest.iter().filter(|account| account.state.is_none()).map(place_of));
     places.extend(&key_places);
     let mut events = read(database, &places, &mut fetched.broken).await?;
 
     fetched.accounts.extend(accounts.iter().map(|id| (*id, None)));
-    for (place, row) in newest {
-        let Some(event) = sound(place, row, &mut fetched.broken) else { continue };
-        match fetched.accounts.get_mut(&event.account.id()) {
-            Some(slot) if event.account.is_consistent() => *slot = Some(balance_after(&event)),
-            _ => disagrees("account_positions", place, &mut fetched.broken),
-        }
+    for (place, IndexedAccount { id, position, state }) in account_places.into_iter().zip(newest) {
+        let state = match (state, events.get(&place)) {
+            (Some(state), _) => state,
+            (None, Some(event)) if event.account.id() == id && event.account.is_consistent() => event.after,
+            (None, Some(_)) => {
+                disagrees("account_positions", place, &mut fetched.broken);
+                continue;
+            }
+            // Found broken when it was read.
+            (None, None) => continue,
+        };
+        fetched.accounts.insert(id, Some(Indexed { state, position }));
     }
     for place in &key_places {
         let Some(event) = events.get(place) else { continue };
@@ -339,11 +378,8 @@ fn sound(
 }
 
 /// An index that points past the head was written by a process that knows more.
-fn refuse_ahead<'p>(
-    layers: Layers<'_>,
-    places: impl IntoIterator<Item = &'p (Partition, Position)>,
-) -> Result<(), LookupError> {
-    if places.into_iter().any(|(partition, position)| *position > layers.tail.heads[partition.index()].position) {
+fn refuse_ahead(layers: Layers<'_>, places: &[(Partition, Position)]) -> Result<(), LookupError> {
+    if places.iter().any(|(partition, position)| *position > layers.tail.heads[partition.index()].position) {
         return Err(LookupError::Behind);
     }
     Ok(())

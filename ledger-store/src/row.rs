@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use ledger_core::{
-    Account, AccountId, AccountState, Amount, BatchMark, BusinessKey, Epoch, Event, EventType, Hash, MAX_AMOUNT,
+    Account, AccountId, AccountState, Amount, BatchMark, BusinessKey, Epoch, Event, EventType, Hash, Head, MAX_AMOUNT,
     Partition, Position, Timestamp, TransactionId, id::POSITION_MAX,
 };
 use uuid::Uuid;
 
-use crate::DamagedRow;
+use crate::{DamagedRow, StoreError, restore::RestorePoint};
 
 /// The columns of `events` that make an event, in the order in which both databases read and write them.
 /// `available` stands last: it is written for those who query the table, and checked when it is read.
@@ -66,14 +66,37 @@ pub(crate) struct EventRow<'r> {
 /// What is wrong with a column.
 pub(crate) type Damage = (&'static str, String);
 
+/// The texts of the row before: many rows in a row have the same type of credit, code or actor, and a text that is shared
+/// need not be allocated.
+#[derive(Debug, Default)]
+pub(crate) struct Texts([Option<Arc<str>>; 7]);
+
+impl Texts {
+    fn share(&mut self, column: usize, text: &str) -> Arc<str> {
+        match &self.0[column] {
+            Some(before) if **before == *text => before.clone(),
+            _ => {
+                let text: Arc<str> = text.into();
+                self.0[column] = Some(text.clone());
+                text
+            }
+        }
+    }
+}
+
 impl EventRow<'_> {
     /// The event that the row is.
     pub(crate) fn into_event(self) -> Result<Event, DamagedRow> {
-        let (partition, position) = (self.partition, self.position);
-        self.read().map_err(|(column, reason)| DamagedRow { partition, position, column, reason })
+        self.into_event_sharing(&mut Texts::default())
     }
 
-    fn read(self) -> Result<Event, Damage> {
+    /// The event that the row is, which shares texts with the one before it.
+    pub(crate) fn into_event_sharing(self, texts: &mut Texts) -> Result<Event, DamagedRow> {
+        let (partition, position) = (self.partition, self.position);
+        self.read(texts).map_err(|(column, reason)| DamagedRow { partition, position, column, reason })
+    }
+
+    fn read(self, texts: &mut Texts) -> Result<Event, Damage> {
         if self.position.0 > POSITION_MAX {
             return Err(("position", format!("is past {POSITION_MAX}, the largest that an id can hold")));
         }
@@ -117,7 +140,7 @@ impl EventRow<'_> {
             event_type: EventType::of_name(self.event_type)
                 .ok_or_else(|| ("type", format!("is `{}`, which is no type of event", self.event_type)))?,
             schema_version: number("schema_version", self.schema_version)?,
-            account: Account::stored(account_id, self.user_id.into(), self.credit_type.into()),
+            account: Account::stored(account_id, texts.share(0, self.user_id), texts.share(1, self.credit_type)),
             amount: amount.transpose()?,
             released: units("released", self.released)?,
             related_id: self
@@ -126,18 +149,44 @@ impl EventRow<'_> {
                 .transpose()?,
             remaining: self.remaining.map(|remaining| units("remaining", remaining)).transpose()?,
             after,
-            key: BusinessKey::stored(self.business_code.into(), self.business_id.into()),
+            key: BusinessKey::stored(texts.share(2, self.business_code), self.business_id.into()),
             operation_id: self.operation_id,
-            request_id: self.request_id.into(),
-            actor: self.actor.into(),
-            description: self.description.map(Arc::from),
-            metadata: self.metadata.map(Arc::from),
+            request_id: texts.share(3, self.request_id),
+            actor: texts.share(4, self.actor),
+            description: self.description.map(|text| texts.share(5, text)),
+            metadata: self.metadata.map(|text| texts.share(6, text)),
             expires_at: self.expires_at,
             recorded_at: self.recorded_at,
             batch,
             hash: hash(self.hash).map_err(|reason| ("hash", reason))?,
         })
     }
+}
+
+/// A row of `restores`.
+pub(crate) fn restore_point(
+    number_of_partition: i64,
+    epoch: i64,
+    position: i64,
+    hash_bytes: &[u8],
+    archive_id: String,
+    restored_at: Option<Timestamp>,
+) -> Result<RestorePoint, StoreError> {
+    let damaged = |reason: String| StoreError::Inconsistent(format!("a row of the table restores {reason}"));
+    let named = |(column, reason): Damage| damaged(format!("is damaged: {column} {reason}"));
+    Ok(RestorePoint {
+        partition: u8::try_from(number_of_partition)
+            .ok()
+            .and_then(Partition::new)
+            .ok_or_else(|| damaged(format!("names partition {number_of_partition}, which there is not")))?,
+        head: Head {
+            epoch: Epoch(number("epoch", epoch).map_err(named)?),
+            position: Position(number("position", position).map_err(named)?),
+            hash: hash(hash_bytes).map_err(damaged)?,
+        },
+        restored_at: restored_at.ok_or_else(|| damaged("has no time that can be read".to_owned()))?,
+        archive_id,
+    })
 }
 
 /// A hash as it is stored: 32 bytes.

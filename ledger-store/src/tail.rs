@@ -88,9 +88,11 @@ impl Span {
                 .map(|(&(partition, original), entry)| (partition, original, entry.newest))
                 .collect(),
             history: self.history.clone(),
+            states: Vec::new(),
         };
         // An account's id begins with its partition, so ids in order are rows in order.
         entries.accounts.sort_unstable();
+        entries.states = entries.accounts.iter().map(|(id, _)| self.accounts[id].state).collect();
         entries.keys.sort_unstable_by_key(|(key, at)| {
             // The database orders by the signed number.
             (key.partition, key_run(*at), key.business.cast_signed(), key.account.cast_signed(), *at)

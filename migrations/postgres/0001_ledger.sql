@@ -119,11 +119,17 @@ create trigger events_are_never_truncated before truncate on events
 alter table events enable always trigger events_are_append_only;
 alter table events enable always trigger events_are_never_truncated;
 
--- The indexes behind the log: they say where an event is, the event says what is true.
+-- The indexes behind the log: they say where an event is, the event says what is true. What an account's row says besides
+-- is believed only as long as its seal is whole; it spares reading the event.
 create table account_positions (
     partition  smallint not null,
+    locked     boolean  not null default false,
     account_id uuid     not null,
     position   bigint   not null,
+    balance    bigint   not null default 0,
+    frozen     bigint   not null default 0,
+    version    bigint   not null default 0,
+    seal       bigint   not null default 0,
     primary key (partition, account_id)
 ) with (fillfactor = 80);
 
@@ -238,3 +244,15 @@ create table publisher_checkpoints (
     stream_sequence bigint   not null,
     primary key (partition, stream)
 ) with (fillfactor = 10);
+
+-- Each restore: where the log of each partition stood when it began a new epoch. Later events of older epochs, wherever a
+-- stream or a reader still has them, are void.
+create table restores (
+    partition   smallint    not null,
+    epoch       bigint      not null,
+    position    bigint      not null,
+    hash        bytea       not null,
+    restored_at timestamptz not null,
+    archive_id  text        not null,
+    primary key (partition, epoch)
+);

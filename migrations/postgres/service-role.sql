@@ -6,8 +6,9 @@
 -- Events can be inserted and read, never changed. Rebuilding read models and migrating stay with the owner.
 
 grant usage on schema public to :service;
-grant select on _sqlx_migrations to :service;
+grant select on _sqlx_migrations, restores to :service;
 grant select, insert on events to :service;
+grant select on api_keys to :service;
 grant select, update on partition_heads, index_checkpoints, projection_checkpoints to :service;
 grant select, insert, update on
     account_positions, key_positions, related_positions, history_positions,

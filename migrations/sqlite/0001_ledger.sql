@@ -70,11 +70,17 @@ begin
     select raise(abort, 'events are append-only: replace is refused');
 end;
 
--- The indexes behind the log: they say where an event is, the event says what is true.
+-- The indexes behind the log: they say where an event is, the event says what is true. What an account's row says besides
+-- is believed only as long as its seal is whole; it spares reading the event.
 create table account_positions (
     partition  integer not null,
     account_id text    not null,
     position   integer not null,
+    balance    integer not null default 0,
+    frozen     integer not null default 0,
+    version    integer not null default 0,
+    locked     integer not null default 0,
+    seal       integer not null default 0,
     primary key (partition, account_id)
 ) strict, without rowid;
 
@@ -133,7 +139,6 @@ create table balances (
 
 create table freezes (
     partition     integer not null,
-    run           integer not null,
     position      integer not null,
     amount        integer not null,
     remaining     integer not null,
@@ -189,4 +194,16 @@ create table publisher_checkpoints (
     hash            blob    not null,
     stream_sequence integer not null,
     primary key (partition, stream)
+) strict, without rowid;
+
+-- Each restore: where the log of each partition stood when it began a new epoch. Later events of older epochs, wherever a
+-- stream or a reader still has them, are void.
+create table restores (
+    partition   integer not null,
+    epoch       integer not null,
+    position    integer not null,
+    hash        blob    not null,
+    restored_at text    not null,
+    archive_id  text    not null,
+    primary key (partition, epoch)
 ) strict, without rowid;

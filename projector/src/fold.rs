@@ -104,7 +104,7 @@ pub(crate) fn fold(
 }
 
 /// Whether the event is the one after `at`: no gap, and the chain holds.
-fn follows(at: &Head, source: Source, event: &Event) -> Result<(), Contradiction> {
+pub(crate) fn follows(at: &Head, source: Source, event: &Event) -> Result<(), Contradiction> {
     let contradiction =
         |field, expected: String, found: String| Contradiction { position: event.position, field, expected, found };
     if event.position != at.position.next() {

@@ -11,7 +11,7 @@ use crate::{
     checkpoint::{ReadModel, Step},
     fold::Changes,
     row::{self, BALANCE_COLUMNS, BalanceRow, FREEZE_COLUMNS, FreezeRow, stored},
-    snapshot::{DamagedModelRow, PartitionRows, Snapshot},
+    snapshot::{CheckpointRow, DamagedModelRow, PartitionRows, Snapshot, StoredRows, Whose},
 };
 
 /// Rows of one statement.
@@ -106,6 +106,47 @@ pub(crate) async fn snapshot(pool: &PgPool, partition: Partition) -> Result<Snap
     Ok(Snapshot { balances_at, freezes_at, balances, freezes })
 }
 
+/// Rows and their checkpoints as they are, from one consistent read.
+pub(crate) async fn stored_rows(pool: &PgPool, whose: &Whose) -> Result<StoredRows, StoreError> {
+    let mut transaction = pool.begin().await?;
+    sqlx::query("set transaction isolation level repeatable read read only").execute(&mut *transaction).await?;
+    let partition = match whose {
+        Whose::All(partition) => *partition,
+        Whose::One(account) => account.partition(),
+    };
+    let balances_at = checkpoint_row(&mut transaction, ReadModel::Balances, partition).await?;
+    let freezes_at = checkpoint_row(&mut transaction, ReadModel::Freezes, partition).await?;
+    let (balances, freezes) = match whose {
+        Whose::All(partition) => partition_rows(&mut transaction, "balances", "freezes", *partition).await?,
+        Whose::One(account) => {
+            let sql = format!(
+                "select {FREEZE_COLUMNS} from freezes where partition = $1 and account_id = $2 order by position"
+            );
+            let freezes = sqlx::query(AssertSqlSafe(sql))
+                .bind(i16::from(partition.number()))
+                .bind(account.id().uuid())
+                .fetch_all(&mut *transaction)
+                .await?;
+            (
+                balances(&mut *transaction, "balances", &[account.id()]).await?,
+                freezes.iter().map(freeze).collect::<Result<_, _>>()?,
+            )
+        }
+    };
+    transaction.rollback().await?;
+    Ok(StoredRows { balances_at, freezes_at, balances, freezes })
+}
+
+async fn checkpoint_row(
+    connection: &mut PgConnection,
+    model: ReadModel,
+    partition: Partition,
+) -> Result<Option<CheckpointRow>, StoreError> {
+    let sql = "select epoch, position, hash from projection_checkpoints where projection = $1 and partition = $2";
+    let row = sqlx::query_as(sql).bind(model.name()).bind(i16::from(partition.number()));
+    Ok(row.fetch_optional(connection).await?)
+}
+
 /// All rows of a partition, balances ascending by account id and freezes by position.
 pub(crate) async fn partition_rows(
     connection: &mut PgConnection,
@@ -153,7 +194,7 @@ pub(crate) async fn commit(pool: &PgPool, changes: &Changes) -> Result<bool, Sto
 }
 
 /// Moves each checkpoint by compare-and-set, one read model after the other and each in ascending order of partitions.
-async fn take_steps(connection: &mut PgConnection, steps: &[Step]) -> Result<bool, StoreError> {
+pub(crate) async fn take_steps(connection: &mut PgConnection, steps: &[Step]) -> Result<bool, StoreError> {
     for model in ReadModel::ALL {
         let mut steps: Vec<_> = steps.iter().filter(|step| step.model == model).collect();
         steps.sort_unstable_by_key(|step| step.partition);
@@ -342,7 +383,7 @@ fn time(at: DateTime<Utc>) -> Option<Timestamp> {
     Timestamp::from_micros(at.timestamp_micros())
 }
 
-/// Writes down what cannot be; once, however often it is met.
+/// Writes down what cannot be; once, however often it is met, and anew when it comes back after it was resolved.
 pub(crate) async fn record_inconsistency(
     pool: &PgPool,
     partition: Partition,
@@ -352,7 +393,10 @@ pub(crate) async fn record_inconsistency(
 ) -> Result<(), StoreError> {
     sqlx::query(
         "insert into inconsistencies (partition, position, projection, kind, expected, found, found_at) \
-         values ($1, $2, $3, $4, $5, $6, $7) on conflict do nothing",
+         values ($1, $2, $3, $4, $5, $6, $7) \
+         on conflict (partition, position, projection, kind) do update set expected = excluded.expected, \
+             found = excluded.found, found_at = excluded.found_at, resolved_at = null \
+         where inconsistencies.resolved_at is not null",
     )
     .bind(i16::from(partition.number()))
     .bind(stored(found.position.0))

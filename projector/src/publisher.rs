@@ -4,10 +4,15 @@
 //! (`Nats-Expected-Last-Sequence`), so the stream holds each event once and in order whatever is lost, repeated or raced:
 //! a message that was stored although its acknowledgement never came makes every later one fail, and then the stream
 //! itself is read to find out. The checkpoint only says from where to read it.
+//!
+//! After a restore the log and the stream have a common beginning: publishing goes on after it, and one message before the
+//! first event of the new epoch says what is void (see [`restored`]).
 
 mod checkpoint;
 mod message;
+pub mod restored;
 mod session;
+mod view;
 
 use std::time::Duration;
 
@@ -15,6 +20,7 @@ use ledger_core::{PARTITIONS, Position};
 use ledger_store::Database;
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
+pub use message::place;
 use session::{Session, SessionError};
 
 /// The stream's name.
@@ -28,7 +34,7 @@ pub const SUBJECTS: [&str; 8] = [
     "credit.refunded",
     "credit.account.locked",
     "credit.account.unlocked",
-    "credit.log.restored",
+    restored::SUBJECT,
 ];
 /// The pause after a failure, doubled up to [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_millis(200);

@@ -151,6 +151,11 @@ fn unreadable(column: &'static str) -> Damage {
     (column, "cannot be read".to_owned())
 }
 
+/// A checkpoint that is held cannot move.
+pub(crate) fn moved() -> StoreError {
+    StoreError::Inconsistent("a checkpoint moved while it was held".to_owned())
+}
+
 /// A number of the domain as both databases store it. All of them are below 2^63.
 pub(crate) fn stored(number: u64) -> i64 {
     i64::try_from(number).expect("amounts, versions and positions are below 2^63")

@@ -13,7 +13,7 @@ use crate::{
     checkpoint::{ReadModel, Step},
     fold::Changes,
     row::{self, BALANCE_COLUMNS, BalanceRow, FREEZE_COLUMNS, FreezeRow, stored},
-    snapshot::{DamagedModelRow, PartitionRows, Snapshot},
+    snapshot::{CheckpointRow, DamagedModelRow, PartitionRows, Snapshot, StoredRows, Whose},
 };
 
 /// A read model's checkpoint in every partition.
@@ -113,6 +113,52 @@ pub(crate) async fn snapshot(pool: &SqlitePool, partition: Partition) -> Result<
     Ok(Snapshot { balances_at, freezes_at, balances, freezes })
 }
 
+/// Rows and their checkpoints as they are, from one consistent read.
+pub(crate) async fn stored_rows(pool: &SqlitePool, whose: &Whose) -> Result<StoredRows, StoreError> {
+    let mut transaction = pool.begin().await?;
+    let partition = match whose {
+        Whose::All(partition) => *partition,
+        Whose::One(account) => account.partition(),
+    };
+    let balances_at = checkpoint_row(&mut transaction, ReadModel::Balances, partition).await?;
+    let freezes_at = checkpoint_row(&mut transaction, ReadModel::Freezes, partition).await?;
+    let (balances, freezes) = match whose {
+        Whose::All(partition) => partition_rows(&mut transaction, "balances", "freezes", *partition).await?,
+        Whose::One(account) => {
+            let sql = format!(
+                "select {FREEZE_COLUMNS} from freezes where partition = ? and account_id = ? order by position"
+            );
+            let freezes = sqlx::query(AssertSqlSafe(sql))
+                .bind(i64::from(partition.number()))
+                .bind(account.id().to_string())
+                .fetch_all(&mut *transaction)
+                .await?;
+            let sql = format!("select {BALANCE_COLUMNS} from balances where partition = ? and account_id = ?");
+            let balances = sqlx::query(AssertSqlSafe(sql))
+                .bind(i64::from(partition.number()))
+                .bind(account.id().to_string())
+                .fetch_all(&mut *transaction)
+                .await?;
+            (
+                balances.iter().map(balance).collect::<Result<_, _>>()?,
+                freezes.iter().map(freeze).collect::<Result<_, _>>()?,
+            )
+        }
+    };
+    transaction.rollback().await?;
+    Ok(StoredRows { balances_at, freezes_at, balances, freezes })
+}
+
+async fn checkpoint_row(
+    connection: &mut SqliteConnection,
+    model: ReadModel,
+    partition: Partition,
+) -> Result<Option<CheckpointRow>, StoreError> {
+    let sql = "select epoch, position, hash from projection_checkpoints where projection = ? and partition = ?";
+    let row = sqlx::query_as(sql).bind(model.name()).bind(i64::from(partition.number()));
+    Ok(row.fetch_optional(connection).await?)
+}
+
 /// All rows of a partition, balances ascending by account id and freezes by position.
 pub(crate) async fn partition_rows(
     connection: &mut SqliteConnection,
@@ -177,7 +223,7 @@ pub(crate) async fn end(connection: &mut SqliteConnection, done: Result<bool, St
 }
 
 /// Moves each checkpoint by compare-and-set.
-async fn take_steps(connection: &mut SqliteConnection, steps: &[Step]) -> Result<bool, StoreError> {
+pub(crate) async fn take_steps(connection: &mut SqliteConnection, steps: &[Step]) -> Result<bool, StoreError> {
     let rows: Vec<_> = steps
         .iter()
         .map(|step| {
@@ -315,7 +361,7 @@ fn uuid(text: &str) -> Option<Uuid> {
     Uuid::try_parse(text).ok()
 }
 
-/// Writes down what cannot be; once, however often it is met.
+/// Writes down what cannot be; once, however often it is met, and anew when it comes back after it was resolved.
 pub(crate) async fn record_inconsistency(
     database: &Sqlite,
     partition: Partition,
@@ -326,7 +372,10 @@ pub(crate) async fn record_inconsistency(
     let mut turn = database.relaxed_turn().await?;
     sqlx::query(
         "insert into inconsistencies (partition, position, projection, kind, expected, found, found_at) \
-         values (?, ?, ?, ?, ?, ?, ?) on conflict do nothing",
+         values (?, ?, ?, ?, ?, ?, ?) \
+         on conflict (partition, position, projection, kind) do update set expected = excluded.expected, \
+             found = excluded.found, found_at = excluded.found_at, resolved_at = null \
+         where inconsistencies.resolved_at is not null",
     )
     .bind(i64::from(partition.number()))
     .bind(stored(found.position.0))

@@ -1,41 +1,59 @@
 //! What verification finds.
 
-use ledger_core::{Event, Partition, Position};
-use serde::Serialize;
+use std::collections::BTreeMap;
 
-/// Findings that are kept; more are only counted.
+use ledger_core::{Account, Event, Freeze, Partition, Position};
+use serde::{Serialize, Serializer};
+
+/// Findings of one partition that are kept; more are only counted.
+const KEPT_OF_PARTITION_MAX: usize = 2_000;
+/// Findings of a run that are kept and shown.
 const KEPT_MAX: usize = 10_000;
 
-/// The kinds of finding. Their names in JSON are stable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
-#[serde(rename_all = "snake_case")]
+/// The kinds of finding. Their names in JSON are stable; their order is the order in which findings at one position are
+/// shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Kind {
     /// Positions that must be there are not.
     Gap,
     /// A row that no event can be: a column holds what the ledger never wrote.
     DamagedEvent,
-    /// The event's hash does not follow from the event and the one before it: the event, or the one before, was changed.
+    /// The event's hash does not follow from the event and the one before it: the event was changed.
     HashMismatch,
-    /// The partition's head names another event than the newest.
-    HeadMismatch,
-    /// An event past the partition's head.
-    BeyondHead,
     /// The epoch falls, or time runs backwards.
     OrderMismatch,
+    /// An epoch that no restore began.
+    EpochMismatch,
     /// The id of the transaction or of the account does not follow from the event.
     IdMismatch,
     /// The account's versions have a gap, or its chain of previous positions is broken.
     VersionMismatch,
-    /// The state that the event carries is not what the amounts make.
+    /// The state that the event carries is not what the amounts make, or no state can bear them.
     StateMismatch,
-    /// A capture, release or refund of something that is not there, or of another account.
+    /// A capture, release or refund of something that is not there.
     RelationMissing,
-    /// A capture, release or refund of more than was left, or that says another rest.
+    /// A capture, release or refund of another account's freeze or deduction.
+    RelationForeign,
+    /// A capture, release or refund of more than was left.
+    RelationExceeded,
+    /// A capture, release or refund that says another rest than there is.
     RelationMismatch,
     /// A business key that an earlier event of the account bound already.
     DuplicateKey,
     /// An atomic batch that is not whole.
     BatchIncomplete,
+    /// The row that says where the partition ends is not there.
+    HeadMissing,
+    /// The partition's head names another event than the newest, or cannot be read.
+    HeadMismatch,
+    /// An event past the partition's head.
+    BeyondHead,
+    /// The log ends before a head that was kept elsewhere.
+    TruncatedTail,
+    /// A head that was kept elsewhere names another event than the log has there: the log was written anew.
+    AnchorMismatch,
+    /// A restore was recorded that the log does not show.
+    RestoreMismatch,
     /// A row of the balances differs from the replay.
     BalanceMismatch,
     BalanceMissing,
@@ -44,11 +62,71 @@ pub(crate) enum Kind {
     FreezeMismatch,
     FreezeMissing,
     FreezeUnexpected,
-    /// A read model's checkpoint names no event of the log.
+    /// A row of an index behind the log names another place than the log does.
+    IndexMismatch,
+    IndexMissing,
+    IndexUnexpected,
+    /// A checkpoint names no event of the log, is ahead of it, or cannot be read.
     CheckpointMismatch,
+    CheckpointMissing,
+    /// Not an inconsistency: a freeze is past its expiry and still open.
+    FreezeExpired,
+    /// Not an inconsistency: events that an anchor knows and that a recorded restore left behind.
+    LostInRestore,
 }
 
+const RECOVER: &str = "replay-tool recover --from ARCHIVE --report DIR: events cannot be made again, only restored";
+const REBUILD: &str = "replay-tool rebuild";
+const REBUILD_LATER: &str = "first mend the log of this partition (replay-tool recover), then replay-tool rebuild: a rebuild \
+                             refuses a damaged log";
+/// What mends the indexes behind the log.
+pub(crate) const INDEXES: &str =
+    "replay-tool export, then replay-tool import into an empty database: it makes the indexes anew";
+
+/// What mends the publisher's checkpoint: it says from where the stream has to be read, and nothing else.
+pub(crate) const PUBLISH_ANEW: &str = "if the stream CREDIT is sound, stop the service, delete the rows of \
+                                       publisher_checkpoints and the stream, and start: all is published again";
+
 impl Kind {
+    /// The name in JSON.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Gap => "gap",
+            Self::DamagedEvent => "damaged_event",
+            Self::HashMismatch => "hash_mismatch",
+            Self::OrderMismatch => "order_mismatch",
+            Self::EpochMismatch => "epoch_mismatch",
+            Self::IdMismatch => "id_mismatch",
+            Self::VersionMismatch => "version_mismatch",
+            Self::StateMismatch => "state_mismatch",
+            Self::RelationMissing => "relation_missing",
+            Self::RelationForeign => "relation_foreign",
+            Self::RelationExceeded => "relation_exceeded",
+            Self::RelationMismatch => "relation_mismatch",
+            Self::DuplicateKey => "duplicate_key",
+            Self::BatchIncomplete => "batch_incomplete",
+            Self::HeadMissing => "head_missing",
+            Self::HeadMismatch => "head_mismatch",
+            Self::BeyondHead => "beyond_head",
+            Self::TruncatedTail => "truncated_tail",
+            Self::AnchorMismatch => "anchor_mismatch",
+            Self::RestoreMismatch => "restore_mismatch",
+            Self::BalanceMismatch => "balance_mismatch",
+            Self::BalanceMissing => "balance_missing",
+            Self::BalanceUnexpected => "balance_unexpected",
+            Self::FreezeMismatch => "freeze_mismatch",
+            Self::FreezeMissing => "freeze_missing",
+            Self::FreezeUnexpected => "freeze_unexpected",
+            Self::IndexMismatch => "index_mismatch",
+            Self::IndexMissing => "index_missing",
+            Self::IndexUnexpected => "index_unexpected",
+            Self::CheckpointMismatch => "checkpoint_mismatch",
+            Self::CheckpointMissing => "checkpoint_missing",
+            Self::FreezeExpired => "freeze_expired",
+            Self::LostInRestore => "lost_in_restore",
+        }
+    }
+
     const fn remedy(self) -> &'static str {
         match self {
             Self::BalanceMismatch
@@ -57,9 +135,34 @@ impl Kind {
             | Self::FreezeMismatch
             | Self::FreezeMissing
             | Self::FreezeUnexpected
-            | Self::CheckpointMismatch => "replay-tool rebuild",
-            _ => "restore the log from a backup: events cannot be made again",
+            | Self::CheckpointMismatch
+            | Self::CheckpointMissing => REBUILD,
+            Self::IndexMismatch | Self::IndexMissing | Self::IndexUnexpected => INDEXES,
+            Self::FreezeExpired => "release it: POST /v1/unfreezes with this transaction_id as freeze_id",
+            Self::LostInRestore => "nothing: the loss was recorded when the ledger was restored",
+            _ => RECOVER,
         }
+    }
+
+    /// Whether the finding is about rows that a replay makes anew.
+    const fn is_of_read_model(self) -> bool {
+        matches!(
+            self,
+            Self::BalanceMismatch
+                | Self::BalanceMissing
+                | Self::BalanceUnexpected
+                | Self::FreezeMismatch
+                | Self::FreezeMissing
+                | Self::FreezeUnexpected
+                | Self::CheckpointMismatch
+                | Self::CheckpointMissing
+        )
+    }
+}
+
+impl Serialize for Kind {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
     }
 }
 
@@ -74,6 +177,9 @@ pub(crate) struct Finding {
     pub(crate) credit_type: Option<String>,
     pub(crate) expected: String,
     pub(crate) found: String,
+    /// What else is wrong at the same place, most likely for the same reason.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) also: Vec<String>,
     pub(crate) remedy: &'static str,
 }
 
@@ -86,15 +192,26 @@ impl Finding {
         expected: impl Into<String>,
         found: impl Into<String>,
     ) -> Self {
+        Self { position: Some(position), ..Self::of_partition(kind, partition, expected, found) }
+    }
+
+    /// About a partition, not one of its places.
+    pub(crate) fn of_partition(
+        kind: Kind,
+        partition: Partition,
+        expected: impl Into<String>,
+        found: impl Into<String>,
+    ) -> Self {
         Self {
             kind,
             partition,
-            position: Some(position),
+            position: None,
             transaction_id: None,
             user_id: None,
             credit_type: None,
             expected: expected.into(),
             found: found.into(),
+            also: Vec::new(),
             remedy: kind.remedy(),
         }
     }
@@ -107,25 +224,147 @@ impl Finding {
         }
     }
 
-    pub(crate) fn owned_by(mut self, account: &ledger_core::Account) -> Self {
+    /// About a freeze.
+    pub(crate) fn of_freeze(
+        kind: Kind,
+        partition: Partition,
+        freeze: &Freeze,
+        expected: impl Into<String>,
+        found: impl Into<String>,
+    ) -> Self {
+        Self {
+            transaction_id: Some(freeze.freeze_id.to_string()),
+            ..Self::at(kind, partition, freeze.position, expected, found).owned_by(&freeze.account)
+        }
+    }
+
+    pub(crate) fn owned_by(mut self, account: &Account) -> Self {
         self.user_id = Some(account.user_id().to_string());
         self.credit_type = Some(account.credit_type().to_string());
         self
     }
+
+    /// With another remedy than the kind's usual one.
+    pub(crate) fn mended_by(mut self, remedy: &'static str) -> Self {
+        self.remedy = remedy;
+        self
+    }
+
+    /// Where it stands among others: by partition, position and kind.
+    fn order(&self) -> (Partition, Option<Position>, Kind) {
+        (self.partition, self.position, self.kind)
+    }
 }
 
-/// The findings of a run, within a bound of memory.
+/// The findings of a run or of a part of it, within a bound of memory.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
     pub(crate) kept: Vec<Finding>,
     pub(crate) count: u64,
+    /// How many there are of each kind, those that are not kept among them.
+    pub(crate) kinds: BTreeMap<Kind, u64>,
+    /// What a person may want to know and what is no inconsistency.
+    pub(crate) notices: Vec<Finding>,
+    pub(crate) notices_count: u64,
+    /// Contradictions that follow from a finding, and are none of their own.
+    pub(crate) consequences: u64,
 }
 
 impl Findings {
     pub(crate) fn push(&mut self, finding: Finding) {
         self.count += 1;
-        if self.kept.len() < KEPT_MAX {
+        *self.kinds.entry(finding.kind).or_default() += 1;
+        if self.kept.len() < KEPT_OF_PARTITION_MAX {
             self.kept.push(finding);
         }
+    }
+
+    pub(crate) fn notice(&mut self, notice: Finding) {
+        self.notices_count += 1;
+        if self.notices.len() < KEPT_OF_PARTITION_MAX {
+            self.notices.push(notice);
+        }
+    }
+
+    /// Adds those of another part of the run.
+    pub(crate) fn absorb(&mut self, other: Self) {
+        self.kept.extend(other.kept);
+        self.notices.extend(other.notices);
+        self.count += other.count;
+        self.notices_count += other.notices_count;
+        self.consequences += other.consequences;
+        for (kind, count) in other.kinds {
+            *self.kinds.entry(kind).or_default() += count;
+        }
+    }
+
+    /// Puts the findings in order, and keeps no more than are shown.
+    pub(crate) fn settle(&mut self) {
+        self.kept.sort_by_key(Finding::order);
+        self.kept.truncate(KEPT_MAX);
+        self.notices.sort_by_key(Finding::order);
+        self.notices.truncate(KEPT_MAX);
+    }
+
+    /// A rebuild refuses a partition whose log is damaged: then that comes first.
+    pub(crate) fn of_damaged_log(&mut self) {
+        for finding in &mut self.kept {
+            if finding.kind.is_of_read_model() && finding.remedy == REBUILD {
+                finding.remedy = REBUILD_LATER;
+            }
+        }
+    }
+
+    /// Whether anything found is damage of the log itself.
+    pub(crate) fn log_is_damaged(&self) -> bool {
+        self.kinds.keys().any(|kind| *kind <= Kind::BeyondHead)
+    }
+}
+
+impl Extend<Finding> for Findings {
+    fn extend<T: IntoIterator<Item = Finding>>(&mut self, findings: T) {
+        findings.into_iter().for_each(|finding| self.push(finding));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(kind: Kind, partition: u8, position: u64) -> Finding {
+        Finding::at(kind, Partition::new(partition).expect("below 64"), Position(position), "a", "b")
+    }
+
+    #[test]
+    fn findings_are_shown_by_partition_position_and_kind() {
+        let sorted =
+            [at(Kind::Gap, 0, 9), at(Kind::HashMismatch, 1, 2), at(Kind::BalanceMissing, 1, 2), at(Kind::Gap, 1, 3)];
+        let mut findings = Findings::default();
+        for index in [2, 0, 3, 1] {
+            let mut part = Findings::default();
+            part.push(sorted[index].clone());
+            findings.absorb(part);
+        }
+        findings.settle();
+        assert_eq!(findings.kept, sorted);
+        assert_eq!((findings.count, findings.kinds[&Kind::Gap]), (4, 2));
+    }
+
+    #[test]
+    fn no_rebuild_is_advised_where_the_log_is_damaged() {
+        let mut findings = Findings::default();
+        findings.push(at(Kind::BalanceMissing, 1, 2));
+        assert!(!findings.log_is_damaged());
+        findings.push(at(Kind::Gap, 1, 2));
+        assert!(findings.log_is_damaged());
+        findings.of_damaged_log();
+        assert_eq!(findings.kept[0].remedy, REBUILD_LATER);
+    }
+
+    #[test]
+    fn what_is_not_kept_is_counted() {
+        let mut findings = Findings::default();
+        (0..5_000).for_each(|position| findings.push(at(Kind::Gap, 0, position)));
+        assert_eq!((findings.count, findings.kept.len()), (5_000, KEPT_OF_PARTITION_MAX));
     }
 }

@@ -1,33 +1,35 @@
 //! The operator's tool: is what is served what happened, and if not, make it so.
 
+mod anchor;
+mod archive;
+mod argument;
+mod context;
+mod correct;
+mod diff;
+mod drill;
+mod explain;
 mod finding;
 mod progress;
+mod rebuild;
+mod reconcile;
+mod recover;
+mod report;
 mod verify;
 
-use std::{io::Write, process::ExitCode};
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use ledger_store::{Database, StoreError, error::chain};
-use projector::rebuild::{self, RebuildError, Rebuilt};
-use serde_json::json;
 
-use progress::Progress;
-use verify::Verified;
+use context::{Context, Failure, Outcome, could_not_run};
 
-/// Prints a line. Whoever reads may have gone: the exit code still tells.
-macro_rules! say {
-    ($($line:tt)*) => {{
-        let _ = writeln!(std::io::stdout(), $($line)*);
-    }};
-}
-
-/// Verifies a ledger by replaying its log, and rebuilds its read models.
+/// Verifies a ledger by replaying its log, rebuilds its read models, backs it up, and brings it back.
 ///
 /// Exit codes: 0 done and consistent; 1 inconsistencies were found, each is named; 2 could not run, one line says why.
 #[derive(Debug, Parser)]
 #[command(
     version,
-    after_help = "Both commands may run while the service runs, and may be killed and run again at any moment."
+    after_help = "Every command may run while the service runs unless its help says otherwise, and may be killed and \
+                  run again at any moment."
 )]
 struct Arguments {
     /// The ledger's database: `sqlite://FILE` or `postgres://USER:PASSWORD@HOST:PORT/DATABASE`.
@@ -42,10 +44,17 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Replays every event and checks gaps, hashes, versions, states, relations, keys, batches and read models.
-    Verify,
-    /// Makes the balances and freezes anew from the log, beside the served ones, and puts them in their place.
-    Rebuild,
+    Verify(verify::Arguments),
+    Rebuild(rebuild::Arguments),
+    Heads(anchor::Arguments),
+    Export(archive::export::Arguments),
+    Import(archive::import::Arguments),
+    Recover(recover::Arguments),
+    Reconcile(reconcile::Arguments),
+    Explain(explain::Arguments),
+    Diff(diff::Arguments),
+    Correct(correct::Arguments),
+    Drill(drill::Arguments),
 }
 
 #[tokio::main]
@@ -55,114 +64,25 @@ async fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .init();
     let arguments = Arguments::parse();
-    match run(&arguments).await {
-        Ok(code) => code,
-        Err(error) => could_not_run(&chain(&error)),
+    let context = Context { database_url: arguments.database_url, json: arguments.json };
+    match run(&context, &arguments.command).await {
+        Ok(outcome) => outcome.into(),
+        Err(failure) => could_not_run(&failure),
     }
 }
 
-fn could_not_run(why: &str) -> ExitCode {
-    eprintln!("replay-tool: {}", why.replace('\n', " "));
-    ExitCode::from(2)
-}
-
-async fn run(arguments: &Arguments) -> Result<ExitCode, StoreError> {
-    let database = Database::open_existing(&arguments.database_url).await?;
-    let code = match arguments.command {
-        Command::Verify => {
-            let verified = verify::verify(&database, &Progress::new("verifying")).await?;
-            show_verified(&verified, arguments.json)
-        }
-        Command::Rebuild => {
-            let bar = Progress::new("rebuilding");
-            let rebuilt = rebuild::rebuild(&database, &mut |progress| bar.set(progress.done, progress.all)).await;
-            bar.finish();
-            show_rebuilt(rebuilt, arguments.json)?
-        }
-    };
-    database.close().await;
-    Ok(code)
-}
-
-fn show_verified(verified: &Verified, as_json: bool) -> ExitCode {
-    let Verified { events, accounts, digest, findings, took } = verified;
-    let consistent = findings.count == 0;
-    if as_json {
-        let document = json!({
-            "consistent": consistent,
-            "digest": digest,
-            "events": events,
-            "accounts": accounts,
-            "findings": findings.kept,
-            "findings_count": findings.count,
-            "seconds": took.as_secs_f64(),
-        });
-        say!("{document}");
-    } else {
-        for finding in &findings.kept {
-            let kind = serde_json::to_value(finding.kind).unwrap_or_default();
-            say!(
-                "{:<20} partition {:>2} position {:>8}  {}",
-                kind.as_str().unwrap_or_default(),
-                finding.partition,
-                finding.position.map_or_else(|| "-".to_owned(), |position| position.to_string()),
-                whose(finding),
-            );
-            say!("    expected {}", finding.expected);
-            say!("    found    {}", finding.found);
-            say!("    remedy   {}", finding.remedy);
-        }
-        let more = findings.count - findings.kept.len() as u64;
-        if more > 0 {
-            say!("… and {more} more");
-        }
-        say!("events    {events}\naccounts  {accounts}\ndigest    {digest}\nseconds   {:.1}", took.as_secs_f64());
-        if consistent {
-            say!("consistent");
-        } else {
-            say!("INCONSISTENT: {} findings", findings.count);
-        }
-    }
-    ExitCode::from(u8::from(!consistent))
-}
-
-fn whose(finding: &finding::Finding) -> String {
-    let account = match (&finding.user_id, &finding.credit_type) {
-        (Some(user_id), Some(credit_type)) => format!("{user_id}/{credit_type}"),
-        _ => String::new(),
-    };
-    match &finding.transaction_id {
-        Some(id) => format!("{account} transaction {id}"),
-        None => account,
-    }
-}
-
-fn show_rebuilt(rebuilt: Result<Rebuilt, RebuildError>, as_json: bool) -> Result<ExitCode, StoreError> {
-    match rebuilt {
-        Ok(Rebuilt { events, accounts, freezes, digest, took }) => {
-            if as_json {
-                let document = json!({
-                    "rebuilt": true, "digest": digest, "events": events, "accounts": accounts, "freezes": freezes,
-                    "seconds": took.as_secs_f64(),
-                });
-                say!("{document}");
-            } else {
-                say!(
-                    "events    {events}\naccounts  {accounts}\nfreezes   {freezes}\ndigest    {digest}\nseconds   {:.1}\nrebuilt",
-                    took.as_secs_f64()
-                );
-            }
-            Ok(ExitCode::SUCCESS)
-        }
-        Err(RebuildError::Store(error)) => Err(error),
-        Err(RebuildError::AlreadyRunning) => Ok(could_not_run("another rebuild is running; wait for it")),
-        Err(error @ (RebuildError::Contradiction { .. } | RebuildError::Differs { .. })) => {
-            if as_json {
-                say!("{}", json!({ "rebuilt": false, "why": error.to_string() }));
-            } else {
-                say!("not rebuilt: {error}");
-            }
-            Ok(ExitCode::from(1))
-        }
+async fn run(context: &Context, command: &Command) -> Result<Outcome, Failure> {
+    match command {
+        Command::Verify(arguments) => verify::run(context, arguments).await,
+        Command::Rebuild(arguments) => rebuild::run(context, arguments).await,
+        Command::Heads(arguments) => anchor::run(context, arguments).await,
+        Command::Export(arguments) => archive::export::run(context, arguments).await,
+        Command::Import(arguments) => archive::import::run(context, arguments).await,
+        Command::Recover(arguments) => recover::run(context, arguments).await,
+        Command::Reconcile(arguments) => reconcile::run(context, arguments).await,
+        Command::Explain(arguments) => explain::run(context, arguments).await,
+        Command::Diff(arguments) => diff::run(context, arguments).await,
+        Command::Correct(arguments) => correct::run(context, arguments).await,
+        Command::Drill(arguments) => drill::run(context, arguments).await,
     }
 }

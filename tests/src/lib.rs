@@ -6,6 +6,7 @@ pub mod nats;
 pub mod postgres;
 pub mod service;
 pub mod store;
+pub mod vandal;
 
 pub use load::Load;
 pub use nats::Nats;

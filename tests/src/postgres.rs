@@ -25,7 +25,7 @@ const USER: &str = "ledgertest";
 pub struct Postgres {
     directory: TempDir,
     port: u16,
-    settings: &'static [&'static str],
+    settings: Vec<String>,
     postmaster: Option<Child>,
 }
 
@@ -53,7 +53,7 @@ impl Postgres {
     ///
     /// When PostgreSQL is not installed or does not start.
     #[must_use]
-    pub fn start_with(parent: &Path, settings: &'static [&'static str]) -> Self {
+    pub fn start_with(parent: &Path, settings: &[&str]) -> Self {
         sweep(parent);
         let directory = tempfile::Builder::new().prefix(PREFIX).tempdir_in(parent).expect("a temporary folder");
         fs::write(directory.path().join(OWNER), std::process::id().to_string()).expect("own folder");
@@ -69,7 +69,12 @@ impl Postgres {
             .stdout(Stdio::null())
             .status();
         assert!(made.is_ok_and(|status| status.success()), "initdb failed");
-        let mut cluster = Self { directory, port: free_port(), settings, postmaster: None };
+        let mut cluster = Self {
+            directory,
+            port: free_port(),
+            settings: settings.iter().map(|&setting| setting.to_owned()).collect(),
+            postmaster: None,
+        };
         cluster.run();
         cluster
     }
@@ -92,7 +97,7 @@ impl Postgres {
         postmaster
             .args(["-D", &text(&self.data()), "-p", &self.port.to_string(), "-k", &directory])
             .args(["-c", "listen_addresses=127.0.0.1", "-c", "max_connections=200"])
-            .args(self.settings.iter().flat_map(|setting| ["-c", setting]))
+            .args(self.settings.iter().flat_map(|setting| ["-c", setting.as_str()]))
             .stdout(Stdio::null())
             .stderr(log);
         self.postmaster = Some(spawn(postmaster));

@@ -50,7 +50,7 @@ impl Answer {
 }
 
 /// Where cargo put the programs: in the folder of this one, or, for a test, which stands in `deps`, in the one above.
-fn program(name: &str) -> PathBuf {
+pub fn program(name: &str) -> PathBuf {
     let this = std::env::current_exe().expect("a program knows itself");
     let folder = this.parent().expect("a program stands in a folder");
     let target = if folder.ends_with("deps") { folder.parent().expect("target/PROFILE") } else { folder };
@@ -67,9 +67,19 @@ impl Service {
     /// When it ends instead.
     #[must_use]
     pub fn start(database_url: &str, arguments: &[&str]) -> Self {
+        Self::try_start(database_url, arguments).unwrap_or_else(|log| panic!("the service did not start: {log}"))
+    }
+
+    /// Starts the service and waits until it listens; `Err` is what it said when it ended instead.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be started at all.
+    pub fn try_start(database_url: &str, arguments: &[&str]) -> Result<Self, String> {
         let mut command = bound_to_this_process(program("api").to_str().expect("a plain path"), "KILL");
         command
-            .args(["--database-url", database_url, "--listen", "127.0.0.1:0"])
+            .args(["--database-url", database_url])
+            .args((!arguments.contains(&"--listen")).then_some(["--listen", "127.0.0.1:0"]).into_iter().flatten())
             .args(arguments)
             .env_remove("NATS_URL")
             .env("RUST_BACKTRACE", "1")
@@ -79,7 +89,7 @@ impl Service {
         let log = Arc::new(Mutex::new(String::new()));
         let (stdout, stderr) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
         let keep = log.clone();
-        thread::spawn(move || {
+        let logging = thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
                 let mut log = keep.lock().expect("no holder panics");
                 log.push_str(&line);
@@ -95,11 +105,14 @@ impl Service {
                 }
             }
         });
-        let url = told.recv_timeout(Duration::from_secs(60)).unwrap_or_else(|_| {
-            panic!("the service did not start: {}", log.lock().expect("no holder panics"));
-        });
+        let Ok(url) = told.recv_timeout(Duration::from_secs(60)) else {
+            kill(&mut child);
+            // What it said last is still on its way.
+            let _ = logging.join();
+            return Err(log.lock().expect("no holder panics").clone());
+        };
         let client = reqwest::Client::builder().timeout(Duration::from_secs(60)).build().expect("a client");
-        Self { child, url, client, log }
+        Ok(Self { child, url, client, log })
     }
 
     /// What the service logged so far.
@@ -161,6 +174,30 @@ impl Service {
         let text = response.text().await?;
         let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
         Ok(Answer { status, headers, body })
+    }
+
+    /// Sends a request with an `Authorization` header, or without one.
+    ///
+    /// # Panics
+    ///
+    /// When no answer came.
+    pub async fn send_as(&self, authorization: Option<&str>, method: Method, path: &str, body: Option<String>) -> Answer {
+        let mut request = self.client.request(method, format!("{}{path}", self.url));
+        if let Some(authorization) = authorization {
+            request = request.header("authorization", authorization);
+        }
+        if let Some(body) = body {
+            request = request.header("content-type", "application/json").body(body);
+        }
+        let response = request.send().await.expect("an answer");
+        let (status, headers) = (response.status(), response.headers().clone());
+        if headers.get("content-type").is_some_and(|kind| kind == "text/event-stream") {
+            // It never ends.
+            return Answer { status, headers, body: Value::Null };
+        }
+        let text = response.text().await.expect("a body");
+        let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
+        Answer { status, headers, body }
     }
 
     /// Posts JSON.

@@ -1,13 +1,15 @@
 use super::*;
 use crate::{
     commands::{COMMAND_FIELDS, Kind},
-    request::RequestId,
+    access::Caller,
+    request::{Origin, RequestId},
 };
 
 const FREEZE_ID: &str = "00000000-0104-8000-8000-000004000000";
 
 fn command(kind: Kind, body: &[u8]) -> Result<ledger_core::Command, Problem> {
-    kind.command(&read(body, COMMAND_FIELDS)?, &RequestId("r1".into()))
+    let origin = Origin { id: RequestId("r1".into()), caller: Caller::anonymous() };
+    kind.command(&read(body, COMMAND_FIELDS)?, &origin)
 }
 
 /// A credit's body in which `field` holds `value`, or is left out.

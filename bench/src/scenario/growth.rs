@@ -64,6 +64,9 @@ async fn grow(bench: &Bench<'_>, subject: &Subject<'_>, fill: &Rc<RefCell<Fill>>
     fill.borrow_mut().marks = vec![(Instant::now(), before)];
     if before < stage {
         fill_up(bench, subject, fill, stage).await;
+        // A ledger grows over months: what is measured next is not to wait for what filling left to be written.
+        subject.settle().await;
+        subject.checkpoint();
     }
     // Filling opens whole batches of accounts: the rest.
     let (from, due) = (fill.borrow().accounts, fill.borrow().accounts_due());

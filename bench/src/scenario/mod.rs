@@ -16,6 +16,7 @@ pub(crate) use latency::LEVELS;
 
 use crate::{
     figures::Figures,
+    machine::Machine,
     peers::pgbench::Form,
     plan::Plan,
     report,
@@ -144,7 +145,9 @@ const fn needs_medians(scenario: Scenario) -> bool {
 
 /// The cluster of ledger and peers alike.
 pub(crate) fn start_cluster(folder: &std::path::Path) -> Postgres {
-    let settings = &["shared_buffers=1GB", "max_wal_size=8GB", "min_wal_size=4GB", "wal_compression=lz4"];
+    // A quarter of the memory, as PostgreSQL's manual has it for a server of its own.
+    let buffers = format!("shared_buffers={:.0}GB", (Machine::this().memory_gib / 4.0).max(1.0));
+    let settings = &[buffers.as_str(), "max_wal_size=8GB", "min_wal_size=4GB", "wal_compression=lz4"];
     let cluster = Postgres::start_with(folder, settings);
     // A cluster that has run for a while writes its log into segments that it has; a new one makes and syncs 16 MiB for
     // each, which would be measured as stalls of the ledger and of its peers.

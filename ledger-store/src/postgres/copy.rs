@@ -7,9 +7,11 @@ use uuid::Uuid;
 use crate::row::{COLUMN_COUNT, stored};
 
 /// Before the first row: the signature, no flags, no extension.
-const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+pub(super) const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
+/// After the last row.
+pub(super) const TRAILER: &[u8] = &(-1_i16).to_be_bytes();
 /// PostgreSQL counts microseconds from 2000-01-01T00:00:00Z.
-const YEAR_2000_MICROS: i64 = 946_684_800_000_000;
+pub(super) const YEAR_2000_MICROS: i64 = 946_684_800_000_000;
 /// Most events are no longer than this as a row.
 const EVENT_BYTES: usize = 640;
 
@@ -24,6 +26,16 @@ impl Rows {
         Self(bytes)
     }
 
+    /// More rows of a COPY whose header is sent already.
+    pub(super) fn more(events: usize) -> Self {
+        Self(Vec::with_capacity(events * EVENT_BYTES))
+    }
+
+    /// The rows alone.
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        self.0
+    }
+
     /// Begins a row of so many columns.
     pub(super) fn row(&mut self, columns: usize) -> &mut Self {
         let columns = i16::try_from(columns).expect("tables have few columns");
@@ -33,7 +45,7 @@ impl Rows {
 
     /// Everything, as it is sent.
     pub(super) fn end(mut self) -> Vec<u8> {
-        self.0.extend_from_slice(&(-1_i16).to_be_bytes());
+        self.0.extend_from_slice(TRAILER);
         self.0
     }
 

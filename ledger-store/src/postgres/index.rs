@@ -1,14 +1,15 @@
 //! The indexes behind the log on PostgreSQL: look-ups, and the flush that writes them.
 
-use ledger_core::{AccountId, Head, PARTITIONS, Partition, Position};
+use ledger_core::{AccountId, AccountState, Head, PARTITIONS, Partition, Position};
 use sqlx::{AssertSqlSafe, PgConnection, Postgres as Driver, Row, postgres::PgArguments, query::Query};
+use uuid::Uuid;
 
-use super::{Postgres, copy, log::heads_of, rows};
+use super::{Postgres, copy, log::heads_of};
 use crate::{
     StoreError,
-    database::{Bound, IndexedEvent},
-    index::{IndexEntries, KEY_RUN_BITS, KeyHash, key_run, stored_hash},
-    row::{COLUMN_COUNT, JOINED_COLUMNS, stored},
+    database::Bound,
+    index::{IndexEntries, IndexedAccount, KEY_RUN_BITS, KeyHash, key_run, seal, stored_hash, unseal},
+    row::stored,
 };
 
 /// Rows of one statement of a flush.
@@ -22,26 +23,24 @@ impl Postgres {
         heads_of(sqlx::query(CHECKPOINTS).fetch_all(self.pool()).await?)
     }
 
-    /// The newest indexed events of some accounts.
-    pub(crate) async fn newest_events(&self, accounts: &[AccountId]) -> Result<Vec<IndexedEvent>, StoreError> {
-        let sql = format!(
-            "select {JOINED_COLUMNS}, a.partition, a.position \
+    /// Some accounts as the index knows them.
+    pub(crate) async fn indexed_accounts(&self, accounts: &[AccountId]) -> Result<Vec<IndexedAccount>, StoreError> {
+        let rows: Vec<(Uuid, i64, i64, i64, i64, bool, i64)> = sqlx::query_as(
+            "select a.account_id, a.position, a.balance, a.frozen, a.version, a.locked, a.seal \
              from unnest($1::smallint[], $2::uuid[]) as w (partition, account_id) \
              cross join lateral (select * from account_positions \
-                 where partition = w.partition and account_id = w.account_id offset 0) a \
-             left join lateral (select * from events \
-                 where partition = a.partition and position = a.position offset 0) e on true"
-        );
-        let rows = sqlx::query(AssertSqlSafe(sql))
-            .bind(partitions(accounts.iter().map(|id| id.partition())))
-            .bind(accounts.iter().map(|id| id.uuid()).collect::<Vec<_>>())
-            .fetch_all(self.pool())
-            .await?;
-        rows.iter()
-            .map(|row| {
-                let place = indexed_place(row.try_get(COLUMN_COUNT)?, row.try_get(COLUMN_COUNT + 1)?)?;
-                let is_there = row.try_get::<Option<i16>, _>(0)?.is_some();
-                Ok((place, is_there.then(|| rows::read(row)).transpose()?))
+                 where partition = w.partition and account_id = w.account_id offset 0) a",
+        )
+        .bind(partitions(accounts.iter().map(|id| id.partition())))
+        .bind(accounts.iter().map(|id| id.uuid()).collect::<Vec<_>>())
+        .fetch_all(self.pool())
+        .await?;
+        rows.into_iter()
+            .map(|(id, position, balance, frozen, version, locked, sealed)| {
+                let id = AccountId::stored(id).ok_or_else(|| no_account(&id))?;
+                let position = place(id.partition(), position)?;
+                let state = unseal(id, position, [balance, frozen, version], locked, sealed);
+                Ok(IndexedAccount { id, position, state })
             })
             .collect()
     }
@@ -173,18 +172,8 @@ impl Postgres {
         // First, and in ascending order: the rows' locks let one flush pass at a time.
         let locked = format!("{CHECKPOINTS} for update");
         let checkpoints = heads_of(sqlx::query(AssertSqlSafe(locked)).fetch_all(&mut *connection).await?)?;
-        for chunk in entries.accounts.chunks(FLUSH_ROWS) {
-            sqlx::query(
-                "insert into account_positions (partition, account_id, position) \
-                 select * from unnest($1::smallint[], $2::uuid[], $3::bigint[]) \
-                 on conflict (partition, account_id) \
-                 do update set position = greatest(account_positions.position, excluded.position)",
-            )
-            .bind(partitions(chunk.iter().map(|(id, _)| id.partition())))
-            .bind(chunk.iter().map(|(id, _)| id.uuid()).collect::<Vec<_>>())
-            .bind(chunk.iter().map(|(_, at)| stored(at.0)).collect::<Vec<_>>())
-            .execute(&mut *connection)
-            .await?;
+        for (accounts, states) in entries.accounts.chunks(FLUSH_ROWS).zip(entries.states.chunks(FLUSH_ROWS)) {
+            upsert_accounts(connection, accounts, states).await?;
         }
         if from == Some(&checkpoints) {
             // Rows and checkpoints are written together, so none of these keys is there.
@@ -233,6 +222,35 @@ impl Postgres {
     }
 }
 
+/// Writes accounts; a row that another process wrote from a newer event stays.
+async fn upsert_accounts(
+    connection: &mut PgConnection,
+    accounts: &[(AccountId, Position)],
+    states: &[AccountState],
+) -> Result<(), StoreError> {
+    let numbers = |number: fn(&AccountState) -> u64| states.iter().map(|state| stored(number(state))).collect::<Vec<_>>();
+    let seals = accounts.iter().zip(states).map(|((id, at), state)| seal(*id, *at, state));
+    sqlx::query(
+        "insert into account_positions as a (partition, account_id, position, balance, frozen, version, locked, seal) \
+         select * from unnest($1::smallint[], $2::uuid[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], \
+             $7::boolean[], $8::bigint[]) \
+         on conflict (partition, account_id) do update set position = excluded.position, balance = excluded.balance, \
+             frozen = excluded.frozen, version = excluded.version, locked = excluded.locked, seal = excluded.seal \
+         where excluded.position >= a.position",
+    )
+    .bind(partitions(accounts.iter().map(|(id, _)| id.partition())))
+    .bind(accounts.iter().map(|(id, _)| id.uuid()).collect::<Vec<_>>())
+    .bind(accounts.iter().map(|(_, at)| stored(at.0)).collect::<Vec<_>>())
+    .bind(numbers(|state| state.balance))
+    .bind(numbers(|state| state.frozen))
+    .bind(numbers(|state| state.version))
+    .bind(states.iter().map(|state| state.locked).collect::<Vec<_>>())
+    .bind(seals.collect::<Vec<_>>())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
 /// Writes keys of which another process may have written some.
 async fn insert_keys(connection: &mut PgConnection, keys: &[(KeyHash, Position)]) -> Result<(), StoreError> {
     for chunk in keys.chunks(FLUSH_ROWS) {
@@ -275,6 +293,10 @@ async fn copy_keys(connection: &mut PgConnection, keys: &[(KeyHash, Position)]) 
 
 fn partitions(partitions: impl Iterator<Item = Partition>) -> Vec<i16> {
     partitions.map(|partition| partition.number().into()).collect()
+}
+
+fn no_account(id: &impl std::fmt::Display) -> StoreError {
+    StoreError::Inconsistent(format!("account_positions names account {id}, which there cannot be"))
 }
 
 fn indexed_place(number: i16, position: i64) -> Result<(Partition, Position), StoreError> {

@@ -2,10 +2,14 @@
 
 mod copy;
 mod index;
+mod index_rows;
 mod log;
+mod restore;
 mod rows;
+mod scan;
 
 pub(crate) use log::LockedHeads;
+pub(crate) use scan::Reader;
 
 use std::{str::FromStr, sync::Arc, time::Duration};
 
@@ -18,8 +22,10 @@ use tokio::sync::Mutex;
 use crate::{StoreError, schema};
 
 /// The migrations of this database, by version.
-const MIGRATIONS: [(i64, &str, &str); 1] =
-    [(1, "ledger", include_str!("../../../migrations/postgres/0001_ledger.sql"))];
+const MIGRATIONS: [(i64, &str, &str); 2] = [
+    (1, "ledger", include_str!("../../../migrations/postgres/0001_ledger.sql")),
+    (2, "access", include_str!("../../../migrations/postgres/0002_access.sql")),
+];
 
 /// Connections for reading, for look-ups and for projectors' transactions.
 const POOL_MAX: u32 = 12;
@@ -41,6 +47,8 @@ const SESSION: [(&str, &str); 5] = [
 pub struct Postgres {
     options: Arc<PgConnectOptions>,
     pool: PgPool,
+    /// Connections for reading the log in bulk.
+    bulk: PgPool,
     /// The writer's own connection: `None` until it is needed, and again after anything went wrong with it.
     writer: Arc<Mutex<Option<PgConnection>>>,
 }
@@ -48,13 +56,7 @@ pub struct Postgres {
 impl Postgres {
     /// Connects to the database at `url`, and creates the schema when `create` says so.
     pub(crate) async fn open(url: &str, create: bool) -> Result<Self, StoreError> {
-        let options = PgConnectOptions::from_str(url)
-            .map_err(|_| {
-                StoreError::Address("the address of the PostgreSQL database cannot be read; write postgres://USER:PASSWORD@HOST:PORT/DATABASE".to_owned())
-            })?
-            .application_name("ledger")
-            .options(SESSION)
-            .disable_statement_logging();
+        let options = options(url)?;
         let place = describe(&options);
         let mut connection = PgConnection::connect_with(&options)
             .await
@@ -70,7 +72,8 @@ impl Postgres {
             .max_connections(POOL_MAX)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .connect_lazy_with(options.clone());
-        Ok(Self { options: Arc::new(options), pool, writer: Arc::new(Mutex::new(None)) })
+        let bulk = scan::pool(&options);
+        Ok(Self { options: Arc::new(options), pool, bulk, writer: Arc::new(Mutex::new(None)) })
     }
 
     /// Connections for reading and for projectors' transactions; the writer has its own.
@@ -93,8 +96,20 @@ impl Postgres {
 
     pub(crate) async fn close(&self) {
         self.writer.lock().await.take();
+        self.bulk.close().await;
         self.pool.close().await;
     }
+}
+
+/// How sessions are begun.
+fn options(url: &str) -> Result<PgConnectOptions, StoreError> {
+    Ok(PgConnectOptions::from_str(url)
+        .map_err(|_| {
+            StoreError::Address("the address of the PostgreSQL database cannot be read; write postgres://USER:PASSWORD@HOST:PORT/DATABASE".to_owned())
+        })?
+        .application_name("ledger")
+        .options(SESSION)
+        .disable_statement_logging())
 }
 
 fn describe(options: &PgConnectOptions) -> String {

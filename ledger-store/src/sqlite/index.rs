@@ -4,13 +4,14 @@ use std::sync::{Arc, LazyLock};
 
 use ledger_core::{AccountId, Head, PARTITIONS, Partition, Position};
 use sqlx::{AssertSqlSafe, Row, Sqlite as Driver, SqliteConnection, query::Query, sqlite::SqliteArguments};
+use uuid::Uuid;
 
-use super::{ROWS_MAX, Sqlite, log::heads_of, padded, rows, values};
+use super::{ROWS_MAX, Sqlite, log::heads_of, padded, values};
 use crate::{
     StoreError,
-    database::{Bound, IndexedEvent},
-    index::{IndexEntries, KEY_RUN_BITS, KeyHash, key_run, stored_hash},
-    row::{COLUMN_COUNT, JOINED_COLUMNS, stored},
+    database::Bound,
+    index::{IndexEntries, IndexedAccount, KEY_RUN_BITS, KeyHash, key_run, seal, stored_hash, unseal},
+    row::stored,
 };
 
 /// Rows of one turn of a flush: some milliseconds, because commands wait for the end of the turn.
@@ -32,26 +33,29 @@ impl Sqlite {
         heads_of(sqlx::query(CHECKPOINTS).fetch_all(self.readers()).await?)
     }
 
-    /// The newest indexed events of some accounts.
-    pub(crate) async fn newest_events(&self, accounts: &[AccountId]) -> Result<Vec<IndexedEvent>, StoreError> {
-        let mut events = Vec::new();
+    /// Some accounts as the index knows them.
+    pub(crate) async fn indexed_accounts(&self, accounts: &[AccountId]) -> Result<Vec<IndexedAccount>, StoreError> {
+        let mut indexed = Vec::with_capacity(accounts.len());
         for chunk in accounts.chunks(ROWS_MAX) {
             let sql = format!(
-                "select {JOINED_COLUMNS}, a.partition, a.position from ({}) w \
-                 cross join account_positions a on a.partition = w.column1 and a.account_id = w.column2 \
-                 left join events e on e.partition = a.partition and e.position = a.position",
+                "select a.account_id, a.position, a.balance, a.frozen, a.version, a.locked, a.seal from ({}) w \
+                 cross join account_positions a on a.partition = w.column1 and a.account_id = w.column2",
                 values(padded(chunk.len()), 2)
             );
-            let query = chunk.iter().fold(sqlx::query(AssertSqlSafe(sql)), |query, id| {
+            let query = chunk.iter().fold(sqlx::query_as(AssertSqlSafe(sql)), |query, id| {
                 query.bind(i64::from(id.partition().number())).bind(id.to_string())
             });
-            for row in query.fetch_all(self.readers()).await? {
-                let place = indexed_place(row.try_get(COLUMN_COUNT)?, row.try_get(COLUMN_COUNT + 1)?)?;
-                let is_there = row.try_get::<Option<i64>, _>(0)?.is_some();
-                events.push((place, is_there.then(|| rows::read(&row)).transpose()?));
+            let rows: Vec<(String, i64, i64, i64, i64, i64, i64)> = query.fetch_all(self.readers()).await?;
+            for (id, position, balance, frozen, version, locked, sealed) in rows {
+                let id = Uuid::try_parse(&id).ok().and_then(AccountId::stored).ok_or_else(|| {
+                    StoreError::Inconsistent(format!("account_positions names account {id}, which there cannot be"))
+                })?;
+                let position = place(id.partition(), position)?;
+                let state = unseal(id, position, [balance, frozen, version], locked != 0, sealed);
+                indexed.push(IndexedAccount { id, position, state });
             }
         }
-        Ok(events)
+        Ok(indexed)
     }
 
     /// The indexed events under some key hashes: where they are.
@@ -174,49 +178,8 @@ impl Sqlite {
         entries: &IndexEntries,
         to: &[Head; PARTITIONS],
     ) -> Result<(), StoreError> {
-        let accounts = entries.accounts.chunks(FLUSH_ROWS).map(|chunk| {
-            query(&ACCOUNTS, |mut query| {
-                for (id, at) in chunk {
-                    query = query.bind(i64::from(id.partition().number())).bind(id.to_string()).bind(stored(at.0));
-                }
-                query
-            })
-        });
-        let keys = entries.keys.chunks(FLUSH_ROWS).map(|chunk| {
-            query(&KEYS, |mut query| {
-                for (key, at) in chunk {
-                    query = query
-                        .bind(i64::from(key.partition.number()))
-                        .bind(i64::from(key_run(*at)))
-                        .bind(stored_hash(key.business))
-                        .bind(stored_hash(key.account))
-                        .bind(stored(at.0));
-                }
-                query
-            })
-        });
-        let related = entries.related.chunks(FLUSH_ROWS).map(|chunk| {
-            query(&RELATED, |mut query| {
-                for (partition, original, at) in chunk {
-                    query = query.bind(i64::from(partition.number())).bind(stored(original.0)).bind(stored(at.0));
-                }
-                query
-            })
-        });
-        let history = entries.history.chunks(FLUSH_ROWS).map(|chunk| {
-            query(&HISTORY, |mut query| {
-                for (id, version, at) in chunk {
-                    query = query
-                        .bind(i64::from(id.partition().number()))
-                        .bind(id.to_string())
-                        .bind(stored(*version))
-                        .bind(stored(at.0));
-                }
-                query
-            })
-        });
         // Each a short turn: commands are committed between them.
-        for slice in accounts.chain(keys).chain(related).chain(history) {
+        for slice in slices(entries) {
             let mut turn = self.relaxed_turn().await?;
             slice.execute(turn.connection()).await?;
         }
@@ -226,10 +189,77 @@ impl Sqlite {
     }
 }
 
+/// The statements that write entries, some rows each.
+fn slices(entries: &IndexEntries) -> impl Iterator<Item = Statement> {
+    let accounts = entries.accounts.chunks(FLUSH_ROWS).enumerate().map(|(chunk, accounts)| {
+        query(&ACCOUNTS, |mut query| {
+            for (index, (id, at)) in accounts.iter().enumerate() {
+                let state = entries.states.get(chunk * FLUSH_ROWS + index);
+                let numbers = state.copied().unwrap_or_default();
+                query = query
+                    .bind(i64::from(id.partition().number()))
+                    .bind(id.to_string())
+                    .bind(stored(at.0))
+                    .bind(stored(numbers.balance))
+                    .bind(stored(numbers.frozen))
+                    .bind(stored(numbers.version))
+                    .bind(i64::from(numbers.locked))
+                    .bind(state.map_or(0, |state| seal(*id, *at, state)));
+            }
+            query
+        })
+    });
+    let keys = entries.keys.chunks(FLUSH_ROWS).map(|chunk| {
+        query(&KEYS, |mut query| {
+            for (key, at) in chunk {
+                query = query
+                    .bind(i64::from(key.partition.number()))
+                    .bind(i64::from(key_run(*at)))
+                    .bind(stored_hash(key.business))
+                    .bind(stored_hash(key.account))
+                    .bind(stored(at.0));
+            }
+            query
+        })
+    });
+    let related = entries.related.chunks(FLUSH_ROWS).map(|chunk| {
+        query(&RELATED, |mut query| {
+            for (partition, original, at) in chunk {
+                query = query.bind(i64::from(partition.number())).bind(stored(original.0)).bind(stored(at.0));
+            }
+            query
+        })
+    });
+    let history = entries.history.chunks(FLUSH_ROWS).map(|chunk| {
+        query(&HISTORY, |mut query| {
+            for (id, version, at) in chunk {
+                query = query
+                    .bind(i64::from(id.partition().number()))
+                    .bind(id.to_string())
+                    .bind(stored(*version))
+                    .bind(stored(at.0));
+            }
+            query
+        })
+    });
+    accounts.chain(keys).chain(related).chain(history)
+}
+
+/// Writes entries to a file that nobody else uses.
+pub(super) async fn insert(connection: &mut SqliteConnection, entries: &IndexEntries) -> Result<(), StoreError> {
+    for slice in slices(entries) {
+        slice.execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
 /// A statement that writes at most [`FLUSH_ROWS`] rows; those that are not bound are null, and left out.
 static ACCOUNTS: LazyLock<Arc<str>> = LazyLock::new(|| {
-    let conflict = "on conflict do update set position = max(position, excluded.position)";
-    upsert("account_positions (partition, account_id, position)", 3, conflict)
+    // A row that another process wrote from a newer event stays.
+    let conflict = "on conflict do update set position = excluded.position, balance = excluded.balance, \
+                    frozen = excluded.frozen, version = excluded.version, locked = excluded.locked, seal = excluded.seal \
+                    where excluded.position >= position";
+    upsert("account_positions (partition, account_id, position, balance, frozen, version, locked, seal)", 8, conflict)
 });
 static KEYS: LazyLock<Arc<str>> = LazyLock::new(|| {
     let table = "key_positions (partition, run, business_hash, account_short, position)";

@@ -316,6 +316,18 @@ async fn write(connection: &mut SqliteConnection, append: &Append) -> Result<App
     Ok(Appended::Done)
 }
 
+/// Inserts events in the order of the primary key, in a transaction that has begun.
+pub(super) async fn insert(connection: &mut SqliteConnection, events: &[Event]) -> Result<(), StoreError> {
+    for chunk in events.chunks(INSERT_ROWS_MAX) {
+        let mut query = sqlx::query(AssertSqlSafe(insert_statement(round_up(chunk.len()))));
+        for event in chunk {
+            query = rows::bind(query, event);
+        }
+        query.execute(&mut *connection).await?;
+    }
+    Ok(())
+}
+
 fn agrees(heads: &[Head; PARTITIONS], append: &Append) -> bool {
     append.advances.iter().all(|(partition, before, _)| heads[partition.index()] == *before)
         && append.judged.iter().all(|(partition, head)| heads[partition.index()] == *head)

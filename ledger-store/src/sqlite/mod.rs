@@ -2,10 +2,14 @@
 
 mod checkpoints;
 mod index;
+mod index_rows;
 mod log;
+mod restore;
 mod rows;
+mod scan;
 
 pub(crate) use log::LockedHeads;
+pub(crate) use scan::Reader;
 
 use std::{str::FromStr, sync::Arc, time::Duration};
 
@@ -19,7 +23,10 @@ use crate::{StoreError, schema};
 use checkpoints::Written;
 
 /// The migrations of this database, by version.
-const MIGRATIONS: [(i64, &str, &str); 1] = [(1, "ledger", include_str!("../../../migrations/sqlite/0001_ledger.sql"))];
+const MIGRATIONS: [(i64, &str, &str); 2] = [
+    (1, "ledger", include_str!("../../../migrations/sqlite/0001_ledger.sql")),
+    (2, "access", include_str!("../../../migrations/sqlite/0002_access.sql")),
+];
 
 /// How long a statement waits for another process's transaction on the same file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -53,16 +60,9 @@ pub struct RelaxedTurn<'a>(MutexGuard<'a, SqliteConnection>);
 impl Sqlite {
     /// Opens the file at `url`, and creates it and its schema when `create` says so.
     pub(crate) async fn open(url: &str, create: bool) -> Result<Self, StoreError> {
-        let options = SqliteConnectOptions::from_str(url).map_err(|error| {
-            StoreError::Address(format!("{url} is no address of a SQLite file ({error}); write sqlite://FILE"))
-        })?;
+        let options = options(url)?;
         let path = options.get_filename().to_path_buf();
         let file = path.display().to_string();
-        if file.is_empty() || file.contains(":memory:") || url.contains("mode=memory") {
-            return Err(StoreError::NotDurable(format!(
-                "{url} is kept in memory and would lose every command; write sqlite://FILE"
-            )));
-        }
         if !create && !path.is_file() {
             return Err(StoreError::Schema(format!("there is no file {file}")));
         }
@@ -159,6 +159,20 @@ pub fn padded(rows: usize) -> usize {
 pub fn values(rows: usize, columns: usize) -> String {
     let row = format!("({})", vec!["?"; columns].join(","));
     format!("values {}", vec![row; rows].join(","))
+}
+
+/// Where the file is; one that would be lost with the process is refused.
+fn options(url: &str) -> Result<SqliteConnectOptions, StoreError> {
+    let options = SqliteConnectOptions::from_str(url).map_err(|error| {
+        StoreError::Address(format!("{url} is no address of a SQLite file ({error}); write sqlite://FILE"))
+    })?;
+    let file = options.get_filename().display().to_string();
+    if file.is_empty() || file.contains(":memory:") || url.contains("mode=memory") {
+        return Err(StoreError::NotDurable(format!(
+            "{url} is kept in memory and would lose every command; write sqlite://FILE"
+        )));
+    }
+    Ok(options)
 }
 
 async fn connect(options: &SqliteConnectOptions, file: &str) -> Result<SqliteConnection, StoreError> {

@@ -2,10 +2,10 @@
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
-use ledger_core::{Epoch, Event, EventType, Hash, Head, Partition, Position, json::LogEntry};
+use ledger_core::{Epoch, Event, EventType, Head, Partition, Position, json::LogEntry};
 
 const PARTITION: &str = "Ledger-Partition";
-const EPOCH: &str = "Ledger-Epoch";
+pub(super) const EPOCH: &str = "Ledger-Epoch";
 const POSITION: &str = "Ledger-Position";
 const HASH: &str = "Ledger-Hash";
 
@@ -42,22 +42,15 @@ pub(super) fn of(event: &Event, last_sequence: u64) -> (HeaderMap, Bytes) {
     (headers, payload.into())
 }
 
-/// Where the event of a message stands in the log; `None` for messages of another kind.
-pub(super) fn place(headers: &HeaderMap) -> Option<(Partition, Head)> {
+/// Where the event of a message stands in the log, by the message's headers; `None` for messages of another kind.
+#[must_use]
+pub fn place(headers: &HeaderMap) -> Option<(Partition, Head)> {
     let get = |name: &str| headers.get(name).map(async_nats::HeaderValue::as_str);
     let partition = Partition::new(get(PARTITION)?.parse().ok()?)?;
-    let digits = get(HASH)?;
-    let mut hash = [0; 32];
-    if digits.len() != 64 {
-        return None;
-    }
-    for (byte, pair) in hash.iter_mut().zip(digits.as_bytes().chunks(2)) {
-        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
-    }
     let head = Head {
         epoch: Epoch(get(EPOCH)?.parse().ok()?),
         position: Position(get(POSITION)?.parse().ok()?),
-        hash: Hash(hash),
+        hash: get(HASH)?.parse().ok()?,
     };
     Some((partition, head))
 }

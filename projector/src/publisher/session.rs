@@ -8,16 +8,18 @@ use std::{
 use async_nats::jetstream::{
     self, Context,
     context::{PublishAckFuture, PublishErrorKind},
-    stream::{self, Stream},
+    stream::{self, LastRawMessageErrorKind, Stream},
 };
 use futures::{FutureExt, StreamExt, stream::FuturesOrdered};
-use ledger_core::{Epoch, Event, Head, PARTITIONS, Partition, Position};
+use ledger_core::{Event, Head, PARTITIONS, Partition, Position};
 use ledger_store::{Database, StoreError, error::chain};
 
 use super::{
     PublisherOptions, Publishing, STREAM, SUBJECTS,
     checkpoint::{self, Checkpoint},
     message,
+    restored::{self, Restored},
+    view::{Segment, View},
 };
 use crate::election::{Election, Office};
 
@@ -93,12 +95,47 @@ impl Session {
         let context = jetstream::context::ContextBuilder::new().timeout(ACK_TIMEOUT).build(client);
         let mut stream = open_stream(&context, &publishing.options).await?;
         let kept = checkpoint::read(&database).await?;
-        let at = read_stream(&mut stream, kept).await?;
+        let restores = restored::read_all(&database).await?;
+        let (sequence, view) = read_stream(&mut stream, &kept, !restores.is_empty()).await?;
         let heads = database.heads().await?;
-        let at = agree_with_log(&database, at, &heads).await?;
+        let published = agree_with_log(&database, &view, &heads).await?;
+        let at = Checkpoint { sequence, published };
         let (kept, kept_when) = (at.sequence, Instant::now());
         checkpoint::write(&database, &at).await?;
-        Ok(Self { context, database, election, at, heads, kept, kept_when, first: 0 })
+        let mut session = Self { context, database, election, at, heads, kept, kept_when, first: 0 };
+        session.tell_restores(&stream, &view, &restores).await?;
+        Ok(session)
+    }
+
+    /// Tells of the restores that the stream does not tell of yet, before any event of their epochs.
+    async fn tell_restores(&mut self, stream: &Stream, view: &View, restores: &[Restored]) -> Result<(), SessionError> {
+        if restores.is_empty() {
+            return Ok(());
+        }
+        let told = match stream.get_last_raw_message_by_subject(restored::SUBJECT).await {
+            Ok(message) => Restored::read(&message.payload).map(|restored| restored.epoch),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => None,
+            Err(error) => return Err(unreadable(&error.to_string())),
+        };
+        // The message may be too old to be kept any more; the events of its epoch came after it.
+        let told = told.max(view.newest_epoch());
+        for restored in restores.iter().filter(|restored| told.is_none_or(|told| restored.epoch > told)) {
+            let (headers, payload) = restored.message(self.at.sequence);
+            let sent = self.context.publish_with_headers(restored::SUBJECT, headers, payload).await;
+            let acknowledged = match sent {
+                Ok(acknowledgement) => acknowledgement.await,
+                Err(error) => Err(error),
+            };
+            let acknowledged =
+                acknowledged.map_err(|error| SessionError::Lost(format!("a message was not acknowledged: {error}")))?;
+            if acknowledged.duplicate || acknowledged.sequence != self.at.sequence + 1 {
+                let (found, expected) = (acknowledged.sequence, self.at.sequence + 1);
+                return Err(SessionError::Lost(format!("the stream is at sequence {found}, not {expected}")));
+            }
+            self.at.sequence = acknowledged.sequence;
+            tracing::info!(epoch = restored.epoch.0, "the stream tells that the log was restored");
+        }
+        self.keep(true).await
     }
 
     pub(super) fn published(&self) -> [Position; PARTITIONS] {
@@ -114,7 +151,11 @@ impl Session {
         if !self.election.won().await? {
             return Err(SessionError::NotElected);
         }
-        self.heads = database.heads().await?;
+        let heads = database.heads().await?;
+        if heads.iter().zip(&self.heads).any(|(now, before)| now.epoch != before.epoch) {
+            return Err(SessionError::Lost("the log was restored meanwhile: finding out where to go on".to_owned()));
+        }
+        self.heads = heads;
         let events = self.news(database).await?;
         if events.is_empty() {
             self.keep(false).await?;
@@ -153,6 +194,11 @@ impl Session {
                     "partition {}: position {} follows {} in the log: run replay-tool verify",
                     event.partition, event.position, before.position
                 )));
+                break;
+            }
+            if event.epoch > self.heads[event.partition.index()].epoch {
+                failure =
+                    Some(SessionError::Lost("the log was restored meanwhile: finding out where to go on".to_owned()));
                 break;
             }
             *before = event.head();
@@ -241,105 +287,125 @@ async fn open_stream(context: &Context, options: &PublisherOptions) -> Result<St
     Ok(opened)
 }
 
-/// What the stream holds: the checkpoint, and every message after it.
-async fn read_stream(stream: &mut Stream, mut at: Checkpoint) -> Result<Checkpoint, SessionError> {
-    let lost = |error: String| SessionError::Lost(format!("the stream {STREAM} cannot be read: {error}"));
-    let state = stream.info().await.map_err(|error| lost(error.to_string()))?.state.clone();
-    if state.last_sequence < at.sequence {
+fn unreadable(why: &str) -> SessionError {
+    SessionError::Lost(format!("the stream {STREAM} cannot be read: {why}"))
+}
+
+/// What the stream holds, up to which sequence: the checkpoint, and every message after it. After a restore there is no
+/// checkpoint, and a stream that does not keep everything is read from where it begins.
+async fn read_stream(stream: &mut Stream, kept: &Checkpoint, was_restored: bool) -> Result<(u64, View), SessionError> {
+    let state = stream.info().await.map_err(|error| unreadable(&error.to_string()))?.state.clone();
+    let mut sequence = kept.sequence;
+    let mut view = View::of(&kept.published);
+    if state.last_sequence < sequence {
         return Err(SessionError::Alert(format!(
-            "the stream {STREAM} ends at sequence {}, but {} was published: it lost messages or was made anew; restore it, \
-             or delete the stream and its rows in publisher_checkpoints to publish everything again",
-            state.last_sequence, at.sequence
+            "the stream {STREAM} ends at sequence {}, but {sequence} was published: it lost messages or was made anew; \
+             restore it, or delete the stream and its rows in publisher_checkpoints to publish everything again",
+            state.last_sequence
         )));
     }
-    if state.first_sequence > at.sequence + 1 {
+    if sequence == 0 && was_restored && state.first_sequence > 1 {
+        sequence = state.first_sequence - 1;
+        view = View::of_a_rest();
+    }
+    if state.first_sequence > sequence + 1 {
         return Err(SessionError::Alert(format!(
-            "the stream {STREAM} begins at sequence {}, but only {} is known to have been published: messages in between \
-             were purged, and what they held cannot be told; restore the stream, or delete the stream and its rows in \
-             publisher_checkpoints to publish everything again",
-            state.first_sequence, at.sequence
+            "the stream {STREAM} begins at sequence {}, but only {sequence} is known to have been published: messages in \
+             between were purged, and what they held cannot be told; restore the stream, or delete the stream and its rows \
+             in publisher_checkpoints to publish everything again",
+            state.first_sequence
         )));
     }
     let stream = &*stream;
-    if (state.first_sequence.max(1)..=state.last_sequence).contains(&at.sequence) {
-        let message = stream.get_raw_message(at.sequence).await.map_err(|error| lost(error.to_string()))?;
+    if (state.first_sequence.max(1)..=state.last_sequence).contains(&sequence) {
+        let message = stream.get_raw_message(sequence).await.map_err(|error| unreadable(&error.to_string()))?;
         if let Some((partition, head)) = message::place(&message.headers)
             // After a restore the log goes on from before what was published; otherwise this is the partition's newest.
-            && at.published[partition.index()].position >= head.position
-            && at.published[partition.index()].hash != head.hash
+            && kept.published[partition.index()].position >= head.position
+            && kept.published[partition.index()].epoch == head.epoch
+            && kept.published[partition.index()].hash != head.hash
         {
             return Err(SessionError::Alert(format!(
-                "the stream {STREAM} holds another event at sequence {} than was published there: it is another stream",
-                at.sequence
+                "the stream {STREAM} holds another event at sequence {sequence} than was published there: it is another \
+                 stream",
             )));
         }
     }
-    let mut messages = futures::stream::iter(at.sequence + 1..=state.last_sequence)
+    let mut messages = futures::stream::iter(sequence + 1..=state.last_sequence)
         .map(|sequence| async move { stream.get_raw_message(sequence).await })
         .buffered(READ_WINDOW);
     while let Some(message) = messages.next().await {
-        let message = message.map_err(|error| lost(error.to_string()))?;
+        let message = message.map_err(|error| unreadable(&error.to_string()))?;
         if let Some((partition, head)) = message::place(&message.headers) {
-            let known = at.published[partition.index()];
-            if head.epoch == known.epoch && head.position != known.position.next() {
-                return Err(SessionError::Alert(format!(
+            view.take(partition, head).map_err(|gap| {
+                SessionError::Alert(format!(
                     "the stream {STREAM} holds position {} of partition {partition} after {} at sequence {}",
-                    head.position, known.position, message.sequence
-                )));
-            }
-            at.published[partition.index()] = head;
+                    head.position, gap.after, message.sequence
+                ))
+            })?;
+        } else if &*message.subject == restored::SUBJECT
+            && let Some(restored) = Restored::read(&message.payload)
+        {
+            view.restore(&restored);
         }
-        at.sequence = message.sequence;
+        sequence = message.sequence;
     }
-    Ok(at)
+    Ok((sequence, view))
 }
 
-/// Compares what was published with the log, and finds where to go on after a restore.
+/// Compares what was published with the log, and finds where to go on: after the newest published event, or, after a
+/// restore, after the newest that log and stream have in common.
 async fn agree_with_log(
     database: &Database,
-    mut at: Checkpoint,
+    view: &View,
     heads: &[Head; PARTITIONS],
-) -> Result<Checkpoint, SessionError> {
-    let places: Vec<_> = Partition::all()
-        .zip(&at.published)
-        .filter(|(_, head)| head.position > Position::ZERO)
-        .map(|(partition, head)| (partition, head.position))
-        .collect();
+) -> Result<[Head; PARTITIONS], SessionError> {
+    let newest = |partition| view.segments(partition).last().copied();
+    let places: Vec<_> =
+        Partition::all().filter_map(|partition| newest(partition).map(|newest| (partition, newest.last))).collect();
     let events = database.events_at(&places).await?;
+    let mut published = [Head::EMPTY; PARTITIONS];
     for partition in Partition::all() {
-        let (published, head) = (at.published[partition.index()], heads[partition.index()]);
-        let stored = events.iter().find(|event| event.partition == partition);
-        if published.position == Position::ZERO || stored.is_some_and(|event| event.hash == published.hash) {
+        let Some(newest) = newest(partition) else { continue };
+        let (stored, head) = (events.iter().find(|event| event.partition == partition), heads[partition.index()]);
+        if let Some(event) = stored.filter(|event| newest.hash == Some(event.hash)) {
+            published[partition.index()] = event.head();
             continue;
         }
-        if head.epoch <= published.epoch {
+        let was_changed = newest.hash.is_some() && stored.is_some_and(|event| event.epoch == newest.epoch);
+        if head.epoch <= newest.epoch || was_changed {
             return Err(SessionError::Alert(format!(
                 "partition {partition}: position {} was published with another hash, or is not in the log (which ends at \
-                 {}): the database was rewound behind the stream",
-                published.position, head.position
+                 {}): the database was rewound behind the stream, or changed; run replay-tool verify",
+                newest.last, head.position
             )));
         }
-        // A restore began a new epoch: go on from the last event that was there before it.
-        at.published[partition.index()] = last_of_epoch(database, partition, published, head).await?;
+        for segment in view.segments(partition).iter().rev() {
+            if let Some(common) = newest_in_common(database, partition, segment, head).await? {
+                published[partition.index()] = common;
+                break;
+            }
+        }
     }
-    Ok(at)
+    Ok(published)
 }
 
-/// The newest event of a partition that is not younger than `published`'s epoch. Epochs never fall along the log.
-async fn last_of_epoch(
+/// The newest event of a run that the log holds, too. An epoch is written once, so the same epoch at the same position is
+/// the same event; and epochs never fall along the log, so it is found by bisection.
+async fn newest_in_common(
     database: &Database,
     partition: Partition,
-    published: Head,
+    segment: &Segment,
     head: Head,
-) -> Result<Head, SessionError> {
-    let (mut low, mut high) = (0, published.position.0.min(head.position.0));
-    let mut found = Head { epoch: Epoch::FIRST, ..Head::EMPTY };
+) -> Result<Option<Head>, SessionError> {
+    let (mut low, mut high) = (segment.first.0.saturating_sub(1), segment.last.0.min(head.position.0));
+    let mut found = None;
     while low < high {
         let middle = low + (high - low).div_ceil(2);
         match database.event_at(partition, Position(middle)).await? {
-            Some(event) if event.epoch <= published.epoch => {
+            Some(event) if event.epoch <= segment.epoch => {
                 low = middle;
-                found = event.head();
+                found = (event.epoch == segment.epoch).then(|| event.head());
             }
             _ => high = middle - 1,
         }

@@ -1,65 +1,125 @@
 //! The next tables on PostgreSQL.
 
-use ledger_core::{Balance, Event, Freeze, Head, PARTITIONS, Partition};
-use ledger_store::{StoreError, postgres::Postgres};
+use futures::TryStreamExt;
+use ledger_core::{Event, Hash, Head, PARTITIONS, Partition, digest::PartitionDigest};
+use ledger_store::postgres::Postgres;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use super::{NextTables, RebuildError, sound};
+use super::{NextTables, RebuildError, copy, replay::Folded, sound};
 use crate::{
     checkpoint::ReadModel,
     election::LOCK_BASE,
     fold::{self, Changes, Rows},
     postgres,
-    row::stored,
+    row::{BALANCE_COLUMNS, FREEZE_COLUMNS, stored},
 };
 
 /// The advisory lock that lets one rebuild run at a time.
 const REBUILD_LOCK: i64 = LOCK_BASE + 2;
+/// Bytes of one message of a copy.
+const MESSAGE: usize = 256 * 1024;
+
+/// The tables are filled without indexes: to sort once is a fraction of the work.
+const CREATE: [(ReadModel, &str); 2] = [
+    (
+        ReadModel::Balances,
+        "create table balances_next (like balances including defaults including constraints);
+         alter table balances_next set (fillfactor = 80);",
+    ),
+    (
+        ReadModel::Freezes,
+        "create table freezes_next (like freezes including defaults including constraints);
+         alter table freezes_next set (fillfactor = 80);",
+    ),
+];
+const INDEX: [(ReadModel, &str); 2] = [
+    (
+        ReadModel::Balances,
+        "alter table balances_next add constraint balances_next_pkey primary key (partition, account_id);
+         analyze balances_next;",
+    ),
+    (
+        ReadModel::Freezes,
+        "alter table freezes_next add constraint freezes_next_pkey primary key (partition, position);
+         create index freezes_next_of_account on freezes_next (partition, account_id, position);
+         analyze freezes_next;",
+    ),
+];
+/// What was served keeps its rows until the switch is committed: to drop a large table takes a moment, and readers would
+/// wait for it.
+const SWITCH: [(ReadModel, &str); 2] = [
+    (
+        ReadModel::Balances,
+        "alter table balances rename to balances_old;
+         alter index if exists balances_pkey rename to balances_old_pkey;
+         alter table balances_next rename to balances;
+         alter index balances_next_pkey rename to balances_pkey;",
+    ),
+    (
+        ReadModel::Freezes,
+        "alter table freezes rename to freezes_old;
+         alter index if exists freezes_pkey rename to freezes_old_pkey;
+         alter index if exists freezes_of_account rename to freezes_old_of_account;
+         alter table freezes_next rename to freezes;
+         alter index freezes_next_pkey rename to freezes_pkey;
+         alter index freezes_next_of_account rename to freezes_of_account;",
+    ),
+];
+const DISCARD: &str = "drop table if exists balances_next, freezes_next, balances_old, freezes_old";
+
+/// Whoever may read the served table may read the next one.
+const GRANT: &str = "do $$
+    declare
+        given record;
+    begin
+        for given in
+            select c.relname, a.privilege_type, a.grantee::regrole as grantee
+            from pg_class c cross join lateral aclexplode(c.relacl) a
+            where c.oid in ('balances'::regclass, 'freezes'::regclass) and a.grantee <> 0
+                and to_regclass(c.relname || '_next') is not null
+        loop
+            execute format('grant %s on %I to %s', given.privilege_type, given.relname || '_next', given.grantee);
+        end loop;
+    end
+    $$";
 
 /// The next tables, and the session that holds the lock: when it ends, however it ends, another rebuild may run.
 pub(super) struct Next {
     connection: PgConnection,
+    models: Vec<ReadModel>,
 }
 
 impl Next {
-    pub(super) async fn create(database: &Postgres) -> Result<Self, RebuildError> {
+    pub(super) async fn create(database: &Postgres, models: &[ReadModel]) -> Result<Self, RebuildError> {
         let mut connection = PgConnection::connect_with(database.connect_options()).await?;
         let alone: bool =
             sqlx::query_scalar("select pg_try_advisory_lock($1)").bind(REBUILD_LOCK).fetch_one(&mut connection).await?;
         if !alone {
             return Err(RebuildError::AlreadyRunning);
         }
-        // Left over from a rebuild that was killed.
-        sqlx::raw_sql(
-            "drop table if exists balances_next, freezes_next;
-             create table balances_next (like balances including defaults including constraints);
-             alter table balances_next add constraint balances_next_pkey primary key (partition, account_id);
-             alter table balances_next set (fillfactor = 80);
-             create table freezes_next (like freezes including defaults including constraints);
-             alter table freezes_next add constraint freezes_next_pkey primary key (partition, position);
-             alter table freezes_next set (fillfactor = 80);
-             create index freezes_next_of_account on freezes_next (partition, account_id, position);
-             do $$
-             declare
-                 given record;
-             begin
-                 for given in
-                     select c.relname, a.privilege_type, a.grantee::regrole as grantee
-                     from pg_class c cross join lateral aclexplode(c.relacl) a
-                     where c.oid in ('balances'::regclass, 'freezes'::regclass) and a.grantee <> 0
-                 loop
-                     execute format('grant %s on %I to %s', given.privilege_type, given.relname || '_next', given.grantee);
-                 end loop;
-             end
-             $$;",
-        )
-        .execute(&mut connection)
-        .await?;
-        Ok(Self { connection })
+        // Left over from a rebuild that was killed. One whose end its server has not noticed yet may still hold them for
+        // a moment; then the lock's time-out says so.
+        sqlx::raw_sql(DISCARD).execute(&mut connection).await?;
+        let mut next = Self { connection, models: models.to_vec() };
+        next.run(&CREATE).await?;
+        sqlx::raw_sql(GRANT).execute(&mut next.connection).await?;
+        Ok(next)
+    }
+
+    /// Runs the statements of the read models that are rebuilt.
+    async fn run(&mut self, statements: &[(ReadModel, &'static str)]) -> Result<(), RebuildError> {
+        for (_, statements) in statements.iter().filter(|(model, _)| self.models.contains(model)) {
+            sqlx::raw_sql(*statements).execute(&mut self.connection).await?;
+        }
+        Ok(())
     }
 }
 
 impl NextTables for Next {
+    async fn index(&mut self) -> Result<(), RebuildError> {
+        self.run(&INDEX).await
+    }
+
     async fn write(&mut self, changes: &Changes) -> Result<(), RebuildError> {
         let mut balances: Vec<_> = changes.balances.iter().collect();
         balances.sort_unstable_by_key(|balance| balance.account.id());
@@ -69,25 +129,26 @@ impl NextTables for Next {
     }
 
     async fn rows(&mut self, events: &[Event]) -> Result<Rows, RebuildError> {
-        let (accounts, places) = (fold::accounts_of(events.iter()), fold::freezes_of(events.iter()));
-        let balances = sound(postgres::balances(&mut self.connection, "balances_next", &accounts).await?)?;
-        let freezes = sound(postgres::freezes(&mut self.connection, "freezes_next", &places).await?)?;
-        Ok(Rows::of(balances, freezes))
-    }
-
-    async fn all(&mut self, partition: Partition) -> Result<(Vec<Balance>, Vec<Freeze>), RebuildError> {
-        let (balances, freezes) =
-            postgres::partition_rows(&mut self.connection, "balances_next", "freezes_next", partition).await?;
-        Ok((sound(balances)?, sound(freezes)?))
+        let mut rows = Rows::default();
+        if self.models.contains(&ReadModel::Balances) {
+            let accounts = fold::accounts_of(events.iter());
+            let balances = sound(postgres::balances(&mut self.connection, "balances_next", &accounts).await?)?;
+            rows.balances = Rows::of(balances, []).balances;
+        }
+        if self.models.contains(&ReadModel::Freezes) {
+            let places = fold::freezes_of(events.iter());
+            let freezes = sound(postgres::freezes(&mut self.connection, "freezes_next", &places).await?)?;
+            rows.freezes = Rows::of([], freezes).freezes;
+        }
+        Ok(rows)
     }
 
     async fn hold(&mut self) -> Result<[Head; PARTITIONS], RebuildError> {
         sqlx::query("begin").execute(&mut self.connection).await?;
         // Readers queue behind the switch while it waits for one of them: not for long.
         sqlx::query("set local lock_timeout = '1s'").execute(&mut self.connection).await?;
-        sqlx::query("select 1 from projection_checkpoints order by projection, partition for update")
-            .execute(&mut self.connection)
-            .await?;
+        // The whole table, not its rows: a row that is missing cannot be locked.
+        sqlx::query("lock table projection_checkpoints in exclusive mode").execute(&mut self.connection).await?;
         Ok(postgres::heads(&mut self.connection).await?)
     }
 
@@ -96,37 +157,116 @@ impl NextTables for Next {
         Ok(())
     }
 
-    async fn switch(&mut self, at: &[Head; PARTITIONS]) -> Result<(), RebuildError> {
-        let connection = &mut self.connection;
-        for model in ReadModel::ALL {
+    async fn switch(&mut self, at: &[Head; PARTITIONS]) -> Result<u64, RebuildError> {
+        for model in self.models.clone() {
+            // Whatever is there: a row may be missing, or unreadable.
+            sqlx::query("delete from projection_checkpoints where projection = $1")
+                .bind(model.name())
+                .execute(&mut self.connection)
+                .await?;
             sqlx::query(
-                "update projection_checkpoints c set epoch = n.epoch, position = n.position, hash = n.hash \
-                 from unnest($2::smallint[], $3::bigint[], $4::bigint[], $5::bytea[]) as n (partition, epoch, position, hash) \
-                 where c.projection = $1 and c.partition = n.partition",
+                "insert into projection_checkpoints (projection, partition, epoch, position, hash) \
+                 select $1, * from unnest($2::smallint[], $3::bigint[], $4::bigint[], $5::bytea[])",
             )
             .bind(model.name())
             .bind(Partition::all().map(|partition| i16::from(partition.number())).collect::<Vec<_>>())
             .bind(at.iter().map(|head| i64::from(head.epoch.0)).collect::<Vec<_>>())
             .bind(at.iter().map(|head| stored(head.position.0)).collect::<Vec<_>>())
             .bind(at.iter().map(|head| head.hash.0.to_vec()).collect::<Vec<_>>())
-            .execute(&mut *connection)
+            .execute(&mut self.connection)
             .await?;
         }
-        sqlx::raw_sql(
-            "drop table balances, freezes;
-             alter table balances_next rename to balances;
-             alter index balances_next_pkey rename to balances_pkey;
-             alter table freezes_next rename to freezes;
-             alter index freezes_next_pkey rename to freezes_pkey;
-             alter index freezes_next_of_account rename to freezes_of_account;
-             commit",
+        let names: Vec<_> = self.models.iter().map(|model| model.name()).collect();
+        let resolved = sqlx::query(
+            "update inconsistencies set resolved_at = now() where projection = any($1) and resolved_at is null",
         )
-        .execute(&mut *connection)
+        .bind(names)
+        .execute(&mut self.connection)
         .await?;
-        sqlx::query(AssertSqlSafe("analyze balances, freezes".to_owned()))
-            .execute(connection)
-            .await
-            .map_err(StoreError::from)?;
+        self.run(&SWITCH).await?;
+        sqlx::query("commit").execute(&mut self.connection).await?;
+        Ok(resolved.rows_affected())
+    }
+
+    async fn discard(&mut self) -> Result<(), RebuildError> {
+        sqlx::raw_sql(DISCARD).execute(&mut self.connection).await?;
         Ok(())
+    }
+}
+
+/// A worker's session.
+pub(super) struct Filler {
+    connection: PgConnection,
+}
+
+impl Filler {
+    pub(super) async fn connect(database: &Postgres) -> Result<Self, RebuildError> {
+        let mut connection = PgConnection::connect_with(database.connect_options()).await?;
+        // The switch's own commit waits for the disk, and with it for all that was written before.
+        sqlx::query("set synchronous_commit = off").execute(&mut connection).await?;
+        Ok(Self { connection })
+    }
+
+    /// Writes all rows of a partition; none of them is there.
+    pub(super) async fn fill(&mut self, models: &[ReadModel], folded: &Folded) -> Result<(), RebuildError> {
+        if models.contains(&ReadModel::Balances) {
+            let into = format!("copy balances_next ({BALANCE_COLUMNS}) from stdin (format binary)");
+            self.copy(&into, &folded.balances, copy::Rows::add_balance).await?;
+        }
+        if models.contains(&ReadModel::Freezes) {
+            let into = format!("copy freezes_next ({FREEZE_COLUMNS}) from stdin (format binary)");
+            self.copy(&into, &folded.freezes, copy::Rows::add_freeze).await?;
+        }
+        Ok(())
+    }
+
+    async fn copy<T>(&mut self, into: &str, rows: &[T], add: fn(&mut copy::Rows, &T)) -> Result<(), RebuildError> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let mut into = self.connection.copy_in_raw(into).await?;
+        let mut encoded = copy::Rows::begin();
+        for row in rows {
+            add(&mut encoded, row);
+            if encoded.len() >= MESSAGE {
+                into.send(encoded.take()).await?;
+            }
+        }
+        into.send(encoded.end()).await?;
+        into.finish().await?;
+        Ok(())
+    }
+
+    /// The digest of a partition's rows, as the tables give them back.
+    pub(super) async fn digest(
+        &mut self,
+        models: &[ReadModel],
+        partition: Partition,
+    ) -> Result<(Hash, Hash), RebuildError> {
+        let number = i16::from(partition.number());
+        let mut digest = PartitionDigest::default();
+        if models.contains(&ReadModel::Balances) {
+            let sql = format!("select {BALANCE_COLUMNS} from balances_next where partition = $1 order by account_id");
+            let mut rows = sqlx::query(AssertSqlSafe(sql)).bind(number).fetch(&mut self.connection);
+            while let Some(row) = rows.try_next().await? {
+                digest.add_balance(&postgres::balance(&row)?.map_err(differs(partition))?);
+            }
+        }
+        if models.contains(&ReadModel::Freezes) {
+            let sql = format!("select {FREEZE_COLUMNS} from freezes_next where partition = $1 order by position");
+            let mut rows = sqlx::query(AssertSqlSafe(sql)).bind(number).fetch(&mut self.connection);
+            while let Some(row) = rows.try_next().await? {
+                digest.add_freeze(&postgres::freeze(&row)?.map_err(differs(partition))?);
+            }
+        }
+        Ok(digest.finish())
+    }
+}
+
+/// A row that cannot be read is not what was written.
+pub(super) fn differs<E: std::error::Error>(partition: Partition) -> impl Fn(E) -> RebuildError {
+    move |damage| {
+        tracing::error!(%partition, %damage, "a row of the next tables cannot be read back");
+        RebuildError::Differs { partition }
     }
 }

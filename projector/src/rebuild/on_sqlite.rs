@@ -1,61 +1,67 @@
 //! The next tables on SQLite.
+//!
+//! A SQLite file has one writer at a time, and a service in another process waits for it by sleeping and trying again. So
+//! everything but the switch is written in transactions of some milliseconds, with a pause after each while others write.
 
-use std::fs::{File, TryLockError};
+use std::{
+    fs::{File, TryLockError},
+    time::{Duration, Instant},
+};
 
-use ledger_core::{Balance, Event, Freeze, Head, PARTITIONS, Partition};
-use ledger_store::{StoreError, sqlite::RelaxedTurn, sqlite::Sqlite};
+use chrono::Utc;
+use futures::TryStreamExt;
+use ledger_core::{Event, Hash, Head, PARTITIONS, Partition, Timestamp, digest::PartitionDigest};
+use ledger_store::{
+    StoreError,
+    sqlite::{RelaxedTurn, Sqlite},
+};
 use sqlx::{AssertSqlSafe, SqliteConnection};
 
-use super::{NextTables, RebuildError, sound};
+use super::{NextTables, RebuildError, on_postgres::differs, replay::Folded, sound};
 use crate::{
     checkpoint::ReadModel,
     fold::{self, Changes, Rows},
-    row::stored,
+    row::{BALANCE_COLUMNS, FREEZE_COLUMNS, stored},
     sqlite,
 };
 
 /// Rows of one transaction: commands of other processes wait meanwhile.
 const ROWS: usize = 1_000;
+/// The least pause while others write.
+const PAUSE_MIN: Duration = Duration::from_millis(2);
 
 /// The next tables, and the lock on a file beside the database: when the process ends, another rebuild may run.
 pub(super) struct Next<'d> {
     database: &'d Sqlite,
+    models: Vec<ReadModel>,
     /// Held from the beginning of the switch to its end.
     turn: Option<RelaxedTurn<'d>>,
-    /// What the served index on freezes is not called; SQLite cannot rename one.
-    index: &'static str,
     _lock: File,
 }
 
 impl<'d> Next<'d> {
-    pub(super) async fn create(database: &'d Sqlite) -> Result<Self, RebuildError> {
+    pub(super) async fn create(database: &'d Sqlite, models: &[ReadModel]) -> Result<Self, RebuildError> {
         let lock = File::create(format!("{}-rebuild.lock", database.file())).map_err(sqlx::Error::Io)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(RebuildError::AlreadyRunning),
             Err(TryLockError::Error(error)) => return Err(sqlx::Error::Io(error).into()),
         }
+        // Left over from a rebuild that was killed.
+        discard_all(database).await?;
         let mut turn = database.relaxed_turn().await?;
         let connection = turn.connection();
-        let served: Option<String> = sqlx::query_scalar(
-            "select name from sqlite_master where type = 'index' and tbl_name = 'freezes' and sql is not null",
-        )
-        .fetch_optional(&mut *connection)
-        .await?;
-        let index =
-            if served.as_deref() == Some("freezes_of_account") { "freezes_of_account_b" } else { "freezes_of_account" };
         sqlite::begin(connection).await?;
-        let created = create_tables(connection, index).await;
+        let created = create_tables(connection, models).await;
         sqlite::end(connection, created).await?;
         drop(turn);
-        Ok(Self { database, turn: None, index, _lock: lock })
+        Ok(Self { database, models: models.to_vec(), turn: None, _lock: lock })
     }
 }
 
-async fn create_tables(connection: &mut SqliteConnection, index: &str) -> Result<bool, StoreError> {
-    for table in ["balances", "freezes"] {
-        // Left over from a rebuild that was killed.
-        sqlx::query(AssertSqlSafe(format!("drop table if exists {table}_next"))).execute(&mut *connection).await?;
+async fn create_tables(connection: &mut SqliteConnection, models: &[ReadModel]) -> Result<bool, StoreError> {
+    for model in models {
+        let table = model.name();
         let served: String = sqlx::query_scalar("select sql from sqlite_master where type = 'table' and name = ?")
             .bind(table)
             .fetch_one(&mut *connection)
@@ -63,54 +69,95 @@ async fn create_tables(connection: &mut SqliteConnection, index: &str) -> Result
         let columns = served.find('(').map(|start| &served[start..]).unwrap_or_default();
         sqlx::query(AssertSqlSafe(format!("create table {table}_next {columns}"))).execute(&mut *connection).await?;
     }
-    sqlx::query(AssertSqlSafe(format!("create index {index} on freezes_next (partition, account_id, position)")))
-        .execute(connection)
+    if models.contains(&ReadModel::Freezes) {
+        // Made at once, not after the tables were filled: that would be one long transaction. SQLite cannot rename an
+        // index, so two names take turns.
+        let served: Option<String> = sqlx::query_scalar(
+            "select name from sqlite_master where type = 'index' and tbl_name = 'freezes' and sql is not null",
+        )
+        .fetch_optional(&mut *connection)
         .await?;
+        let is_first = served.as_deref() == Some("freezes_of_account");
+        let index = if is_first { "freezes_of_account_b" } else { "freezes_of_account" };
+        sqlx::query(AssertSqlSafe(format!("create index {index} on freezes_next (partition, account_id, position)")))
+            .execute(connection)
+            .await?;
+    }
     Ok(true)
 }
 
+/// Drops what no one is served from.
+async fn discard_all(database: &Sqlite) -> Result<(), RebuildError> {
+    for model in ReadModel::ALL {
+        for which in ["next", "old"] {
+            discard(database, &format!("{}_{which}", model.name())).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Drops a table that nobody reads any more, if it is there: emptied in pieces first, because to free the pages of a large
+/// table at once would keep commands waiting.
+async fn discard(database: &Sqlite, table: &str) -> Result<(), RebuildError> {
+    let mut filler = Filler::new(database);
+    let is_there: bool =
+        sqlx::query_scalar("select exists (select 1 from sqlite_master where type = 'table' and name = ?)")
+            .bind(table)
+            .fetch_one(database.readers())
+            .await?;
+    if !is_there {
+        return Ok(());
+    }
+    let key = if table.starts_with(ReadModel::Balances.name()) { "account_id" } else { "position" };
+    let some =
+        format!("delete from {table} where (partition, {key}) in (select partition, {key} from {table} limit {ROWS})");
+    loop {
+        let began = Instant::now();
+        let mut turn = database.relaxed_turn().await?;
+        let deleted = sqlx::query(AssertSqlSafe(some.clone())).execute(turn.connection()).await?;
+        if deleted.rows_affected() == 0 {
+            sqlx::query(AssertSqlSafe(format!("drop table {table}"))).execute(turn.connection()).await?;
+            return Ok(());
+        }
+        filler.let_others_write(&mut turn, began.elapsed()).await?;
+    }
+}
+
 impl NextTables for Next<'_> {
+    async fn index(&mut self) -> Result<(), RebuildError> {
+        Ok(())
+    }
+
     async fn write(&mut self, changes: &Changes) -> Result<(), RebuildError> {
-        let mut balances = changes.balances.chunks(ROWS);
-        let mut freezes = changes.freezes.chunks(ROWS);
-        loop {
-            let (some, others) = (balances.next(), freezes.next());
-            if some.is_none() && others.is_none() {
-                return Ok(());
+        match &mut self.turn {
+            Some(turn) => {
+                sqlite::write_balances(turn.connection(), "balances_next", &changes.balances).await?;
+                sqlite::write_freezes(turn.connection(), "freezes_next", &changes.freezes).await?;
+                Ok(())
             }
-            let (some, others) = (some.unwrap_or_default(), others.unwrap_or_default());
-            if let Some(turn) = &mut self.turn {
-                sqlite::write_balances(turn.connection(), "balances_next", some).await?;
-                sqlite::write_freezes(turn.connection(), "freezes_next", others).await?;
-            } else {
-                let mut turn = self.database.relaxed_turn().await?;
-                sqlite::write_balances(turn.connection(), "balances_next", some).await?;
-                sqlite::write_freezes(turn.connection(), "freezes_next", others).await?;
-            }
+            None => Filler::new(self.database).write(&changes.balances, &changes.freezes).await,
         }
     }
 
     async fn rows(&mut self, events: &[Event]) -> Result<Rows, RebuildError> {
-        let (accounts, places) = (fold::accounts_of(events.iter()), fold::freezes_of(events.iter()));
-        let (balances, freezes) = if let Some(turn) = &mut self.turn {
-            (
-                sqlite::balances(turn.connection(), "balances_next", &accounts).await?,
-                sqlite::freezes(turn.connection(), "freezes_next", &places).await?,
-            )
-        } else {
-            (
-                sqlite::balances(self.database.readers(), "balances_next", &accounts).await?,
-                sqlite::freezes(self.database.readers(), "freezes_next", &places).await?,
-            )
-        };
-        Ok(Rows::of(sound(balances)?, sound(freezes)?))
-    }
-
-    async fn all(&mut self, partition: Partition) -> Result<(Vec<Balance>, Vec<Freeze>), RebuildError> {
-        let mut connection = self.database.readers().acquire().await?;
-        let (balances, freezes) =
-            sqlite::partition_rows(&mut connection, "balances_next", "freezes_next", partition).await?;
-        Ok((sound(balances)?, sound(freezes)?))
+        let mut rows = Rows::default();
+        if self.models.contains(&ReadModel::Balances) {
+            let accounts = fold::accounts_of(events.iter());
+            let balances = match &mut self.turn {
+                Some(turn) => sqlite::balances(turn.connection(), "balances_next", &accounts).await?,
+                None => sqlite::balances(self.database.readers(), "balances_next", &accounts).await?,
+            };
+            rows.balances = Rows::of(sound(balances)?, []).balances;
+        }
+        if self.models.contains(&ReadModel::Freezes) {
+            let places = fold::freezes_of(events.iter());
+            let freezes = match &mut self.turn {
+                Some(turn) => sqlite::freezes(turn.connection(), "freezes_next", &places).await?,
+                None => sqlite::freezes(self.database.readers(), "freezes_next", &places).await?,
+            };
+            rows.freezes = Rows::of([], sound(freezes)?).freezes;
+        }
+        Ok(rows)
     }
 
     async fn hold(&mut self) -> Result<[Head; PARTITIONS], RebuildError> {
@@ -128,38 +175,136 @@ impl NextTables for Next<'_> {
         Ok(())
     }
 
-    async fn switch(&mut self, at: &[Head; PARTITIONS]) -> Result<(), RebuildError> {
+    async fn switch(&mut self, at: &[Head; PARTITIONS]) -> Result<u64, RebuildError> {
         let Some(mut turn) = self.turn.take() else { unreachable!("the switch follows the hold") };
         let connection = turn.connection();
-        let switched = switch(connection, at).await;
-        sqlite::end(connection, switched).await?;
-        tracing::debug!(index = self.index, "the read models were switched");
-        Ok(())
+        let switched = switch(connection, &self.models, at).await;
+        let (done, resolved) = match switched {
+            Ok(resolved) => (Ok(true), resolved),
+            Err(error) => (Err(error), 0),
+        };
+        sqlite::end(connection, done).await?;
+        Ok(resolved)
+    }
+
+    async fn discard(&mut self) -> Result<(), RebuildError> {
+        discard_all(self.database).await
     }
 }
 
-async fn switch(connection: &mut SqliteConnection, at: &[Head; PARTITIONS]) -> Result<bool, StoreError> {
-    for model in ReadModel::ALL {
+async fn switch(
+    connection: &mut SqliteConnection,
+    models: &[ReadModel],
+    at: &[Head; PARTITIONS],
+) -> Result<u64, StoreError> {
+    let now = Timestamp::from_micros(Utc::now().timestamp_micros()).map(|now| now.to_string());
+    let mut resolved = 0;
+    for model in models {
+        let table = model.name();
+        // Whatever is there: a row may be missing, or unreadable.
+        sqlx::query("delete from projection_checkpoints where projection = ?")
+            .bind(table)
+            .execute(&mut *connection)
+            .await?;
         for (partition, head) in Partition::all().zip(at) {
             sqlx::query(
-                "update projection_checkpoints set epoch = ?, position = ?, hash = ? where partition = ? and projection = ?",
+                "insert into projection_checkpoints (projection, partition, epoch, position, hash) values (?, ?, ?, ?, ?)",
             )
+            .bind(table)
+            .bind(i64::from(partition.number()))
             .bind(i64::from(head.epoch.0))
             .bind(stored(head.position.0))
             .bind(head.hash.0.to_vec())
-            .bind(i64::from(partition.number()))
-            .bind(model.name())
             .execute(&mut *connection)
             .await?;
         }
+        resolved +=
+            sqlx::query("update inconsistencies set resolved_at = ? where projection = ? and resolved_at is null")
+                .bind(&now)
+                .bind(table)
+                .execute(&mut *connection)
+                .await?
+                .rows_affected();
+        for rename in [
+            format!("alter table {table} rename to {table}_old"),
+            format!("alter table {table}_next rename to {table}"),
+        ] {
+            sqlx::query(AssertSqlSafe(rename)).execute(&mut *connection).await?;
+        }
     }
-    for statement in [
-        "drop table balances",
-        "alter table balances_next rename to balances",
-        "drop table freezes",
-        "alter table freezes_next rename to freezes",
-    ] {
-        sqlx::query(statement).execute(&mut *connection).await?;
+    Ok(resolved)
+}
+
+/// Writes beside the commits.
+pub(super) struct Filler {
+    database: Sqlite,
+    /// What SQLite counts others' commits by, as it was seen last.
+    version: i64,
+}
+
+impl Filler {
+    pub(super) fn new(database: &Sqlite) -> Self {
+        Self { database: database.clone(), version: 0 }
     }
-    Ok(true)
+
+    pub(super) async fn fill(&mut self, _models: &[ReadModel], folded: &Folded) -> Result<(), RebuildError> {
+        // What is not rebuilt has no rows.
+        self.write(&folded.balances, &folded.freezes).await
+    }
+
+    async fn write(
+        &mut self,
+        balances: &[ledger_core::Balance],
+        freezes: &[ledger_core::Freeze],
+    ) -> Result<(), RebuildError> {
+        let database = self.database.clone();
+        for rows in balances.chunks(ROWS) {
+            let began = Instant::now();
+            let mut turn = database.relaxed_turn().await?;
+            sqlite::write_balances(turn.connection(), "balances_next", rows).await?;
+            self.let_others_write(&mut turn, began.elapsed()).await?;
+        }
+        for rows in freezes.chunks(ROWS) {
+            let began = Instant::now();
+            let mut turn = database.relaxed_turn().await?;
+            sqlite::write_freezes(turn.connection(), "freezes_next", rows).await?;
+            self.let_others_write(&mut turn, began.elapsed()).await?;
+        }
+        Ok(())
+    }
+
+    /// Pauses as long as the last transaction took, if another process wrote meanwhile. The turn is kept, so that no
+    /// other worker of this process uses the pause.
+    async fn let_others_write(&mut self, turn: &mut RelaxedTurn<'_>, took: Duration) -> Result<(), RebuildError> {
+        let version: i64 = sqlx::query_scalar("pragma data_version").fetch_one(turn.connection()).await?;
+        if std::mem::replace(&mut self.version, version) != version {
+            tokio::time::sleep(took.max(PAUSE_MIN)).await;
+        }
+        Ok(())
+    }
+
+    /// The digest of a partition's rows, as the tables give them back.
+    pub(super) async fn digest(
+        &mut self,
+        models: &[ReadModel],
+        partition: Partition,
+    ) -> Result<(Hash, Hash), RebuildError> {
+        let number = i64::from(partition.number());
+        let mut digest = PartitionDigest::default();
+        if models.contains(&ReadModel::Balances) {
+            let sql = format!("select {BALANCE_COLUMNS} from balances_next where partition = ? order by account_id");
+            let mut rows = sqlx::query(AssertSqlSafe(sql)).bind(number).fetch(self.database.readers());
+            while let Some(row) = rows.try_next().await? {
+                digest.add_balance(&sqlite::balance(&row)?.map_err(differs(partition))?);
+            }
+        }
+        if models.contains(&ReadModel::Freezes) {
+            let sql = format!("select {FREEZE_COLUMNS} from freezes_next where partition = ? order by position");
+            let mut rows = sqlx::query(AssertSqlSafe(sql)).bind(number).fetch(self.database.readers());
+            while let Some(row) = rows.try_next().await? {
+                digest.add_freeze(&sqlite::freeze(&row)?.map_err(differs(partition))?);
+            }
+        }
+        Ok(digest.finish())
+    }
 }

@@ -1,53 +1,111 @@
 //! The checks of one partition's log: pure, event by event.
 
-use std::collections::{HashMap, HashSet};
-
+use foldhash::HashMap;
 use ledger_core::{
-    Account, AccountId, Amount, Balance, Event, EventType, Freeze, Hash, Head, Partition, Position, SCHEMA_VERSION,
-    Timestamp, TransactionId, chain, rejection::Contradiction,
+    AccountId, Balance, Epoch, Event, Freeze, Hash, Partition, Position, SCHEMA_VERSION, Timestamp, TransactionId,
+    chain, digest::PartitionDigest, rejection::Contradiction,
 };
 use ledger_store::DamagedRow;
 
-use super::batches::Batches;
+use super::{doubt::Doubts, relations::Originals};
 use crate::finding::{Finding, Findings, Kind};
+
+/// Hashes that are remembered after a broken link, so that a sound event after it is not accused.
+const REMEMBERED_HASHES_MAX: usize = 8;
+
+/// How much of each event is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Depth {
+    /// Everything.
+    Full,
+    /// Only what the digest of the state needs: the folds of balances and freezes.
+    Fold,
+}
+
+/// One thing that is wrong with an event.
+#[derive(Debug)]
+pub(super) struct Fault {
+    pub(super) kind: Kind,
+    pub(super) expected: String,
+    pub(super) found: String,
+    /// It follows from damage elsewhere, which is named there.
+    pub(super) follows: bool,
+}
+
+/// Whether an event's hash follows from the one before it.
+enum Link {
+    Holds,
+    Broken { expected: Hash },
+}
 
 /// The replay of one partition: what its events make, and what is wrong with them.
 #[derive(Debug)]
 pub(crate) struct Replay {
     partition: Partition,
-    /// The newest event's place; its hash is not known after a gap or a damaged row.
+    depth: Depth,
+    /// The position before the first that is looked at.
+    start: Position,
     position: Position,
+    /// The newest event's hash; not known after a gap or a damaged row.
     hash: Option<Hash>,
-    epoch: ledger_core::Epoch,
+    /// Hashes that the next event may follow as well, after a broken link.
+    remembered: Vec<Hash>,
+    epoch: Epoch,
+    /// The first position of each epoch but the first.
+    pub(super) epochs: Vec<(Position, Epoch)>,
     recorded_at: Option<Timestamp>,
-    pub(crate) accounts: HashMap<AccountId, Balance>,
-    pub(crate) freezes: HashMap<Position, Freeze>,
-    deductions: HashMap<Position, Deduction>,
-    /// 128 bits of BLAKE3 of account and key: enough that no two keys share them.
-    keys: HashSet<[u8; 16]>,
-    pub(crate) events: u64,
-}
-
-#[derive(Debug)]
-struct Deduction {
-    id: TransactionId,
-    account: Account,
-    refundable: u64,
+    pub(super) accounts: HashMap<AccountId, Balance>,
+    originals: Originals,
+    /// Events from before `start` that later ones build on.
+    seeds: HashMap<Position, Balance>,
+    /// A digest of account and business key of each event: equal ones are looked at again.
+    keys: Vec<u64>,
+    pub(super) doubts: Doubts,
+    pub(super) findings: Findings,
+    pub(super) events: u64,
+    buffer: Vec<u8>,
 }
 
 impl Replay {
-    pub(crate) fn new(partition: Partition) -> Self {
+    pub(crate) fn new(partition: Partition, depth: Depth) -> Self {
         Self {
             partition,
+            depth,
+            start: Position::ZERO,
             position: Position::ZERO,
             hash: Some(Hash::ZERO),
-            epoch: ledger_core::Epoch::FIRST,
+            remembered: Vec::new(),
+            epoch: Epoch::FIRST,
+            epochs: Vec::new(),
             recorded_at: None,
-            accounts: HashMap::new(),
-            freezes: HashMap::new(),
-            deductions: HashMap::new(),
-            keys: HashSet::new(),
+            accounts: HashMap::default(),
+            originals: Originals::default(),
+            seeds: HashMap::default(),
+            keys: Vec::new(),
+            doubts: Doubts::default(),
+            findings: Findings::default(),
             events: 0,
+            buffer: Vec::new(),
+        }
+    }
+
+    /// A replay that begins after `event` and takes that for granted.
+    pub(super) fn after(event: &Event) -> Self {
+        Self {
+            start: event.position,
+            position: event.position,
+            hash: Some(event.hash),
+            epoch: event.epoch,
+            recorded_at: Some(event.recorded_at),
+            ..Self::new(event.partition, Depth::Full)
+        }
+    }
+
+    /// Room for the keys of so many events.
+    pub(super) fn expect(&mut self, events: u64) {
+        if self.depth == Depth::Full {
+            // What a head says may be damaged: room is made for what is likely, and grows.
+            self.keys.reserve(usize::try_from(events).unwrap_or(usize::MAX).min(1 << 24));
         }
     }
 
@@ -55,223 +113,255 @@ impl Replay {
         self.position
     }
 
+    /// The freezes by ascending position.
+    pub(super) fn freezes(&self) -> &[Freeze] {
+        &self.originals.freezes
+    }
+
     /// Takes the row at the next place, whatever it is.
-    pub(crate) fn take(
-        &mut self,
-        row: Result<Event, DamagedRow>,
-        batches: &mut Batches,
-        findings: &mut Findings,
-    ) -> Option<Event> {
+    pub(super) fn take(&mut self, row: &Result<Event, DamagedRow>) {
         let position = row.as_ref().map_or_else(|damage| damage.position, |event| event.position);
-        self.skip_to(position, findings);
+        self.skip_to(position);
         self.position = position;
         self.events += 1;
         match row {
-            Ok(event) => {
-                self.check_place(&event, findings);
-                self.check_ids(&event, findings);
-                self.check_account(&event, findings);
-                self.check_relation(&event, findings);
-                batches.take(&event);
-                Some(event)
-            }
+            Ok(event) => self.check(event),
             Err(damage) => {
                 let found = format!("column {} {}", damage.column, damage.reason);
-                findings.push(Finding::at(Kind::DamagedEvent, self.partition, position, "an event", found));
-                self.hash = None;
-                None
+                self.findings.push(Finding::at(Kind::DamagedEvent, self.partition, position, "an event", found));
+                self.doubts.lose(position, position);
+                self.forget_hash();
             }
         }
+    }
+
+    /// Takes an event out of its neighbourhood: its account's next one, not its partition's. `before` is the hash of the
+    /// event before it, if that is known.
+    pub(super) fn take_alone(&mut self, row: &Result<Event, DamagedRow>, before: Option<Hash>) {
+        let position = row.as_ref().map_or_else(|damage| damage.position, |event| event.position);
+        self.position = Position(position.0.saturating_sub(1));
+        self.hash = before;
+        self.take(row);
     }
 
     /// Notes the positions that are missing before `position`.
-    pub(crate) fn skip_to(&mut self, position: Position, findings: &mut Findings) {
+    pub(super) fn skip_to(&mut self, position: Position) {
         let next = self.position.next();
         if position > next {
-            let last = position.0 - 1;
-            let expected =
-                if last == next.0 { format!("position {next}") } else { format!("positions {next} to {last}") };
-            findings.push(Finding::at(Kind::Gap, self.partition, next, expected, "nothing"));
-            self.hash = None;
+            let last = Position(position.0 - 1);
+            let (expected, count) = (positions(next, last), last.0 - next.0 + 1);
+            let found = if count == 1 { "nothing".to_owned() } else { format!("none of these {count}") };
+            self.findings.push(Finding::at(Kind::Gap, self.partition, next, expected, found));
+            self.doubts.lose(next, last);
+            self.forget_hash();
         }
     }
 
-    /// The partition's head must be the newest event.
-    pub(crate) fn check_head(&mut self, head: &Head, newest: Option<&Event>, findings: &mut Findings) {
-        self.skip_to(head.position.next(), findings);
-        if let Some(newest) = newest.filter(|newest| newest.position == head.position)
-            && (newest.hash != head.hash || newest.epoch > head.epoch)
-        {
-            let expected = format!("epoch {} hash {}", newest.epoch.0, newest.hash);
-            let found = format!("epoch {} hash {}", head.epoch.0, head.hash);
-            findings.push(Finding::of(Kind::HeadMismatch, newest, expected, found));
+    fn forget_hash(&mut self) {
+        self.hash = None;
+        self.remembered.clear();
+    }
+
+    fn check(&mut self, event: &Event) {
+        let mut faults = Vec::new();
+        let mut link = Link::Holds;
+        if self.depth == Depth::Full {
+            link = self.check_link(event);
+            self.check_order(event, &mut faults);
+            self.check_ids(event, &mut faults);
+        }
+        self.check_account(event, &mut faults);
+        if let Some(fault) = self.originals.take(event, self.start, &self.doubts) {
+            // The fold of the balance says the same with less.
+            faults.retain(|known| known.kind != Kind::RelationMissing);
+            faults.push(fault);
+        }
+        if matches!(link, Link::Broken { .. }) || !faults.is_empty() {
+            self.conclude(event, &link, faults);
         }
     }
 
-    /// The head of a partition without events names nothing: the next event would be chained to it.
-    pub(crate) fn check_empty_head(&self, head: &Head, findings: &mut Findings) {
-        if head.hash != Hash::ZERO {
-            let (expected, found) = (format!("hash {}", Hash::ZERO), head.hash.to_string());
-            findings.push(Finding::at(Kind::HeadMismatch, self.partition, head.position, expected, found));
+    fn check_link(&mut self, event: &Event) -> Link {
+        let before = self.hash.replace(event.hash);
+        let Some(before) = before else { return Link::Holds };
+        let expected = self.link(&before, event);
+        if expected == event.hash {
+            self.remembered.clear();
+            return Link::Holds;
         }
+        let remembered = std::mem::take(&mut self.remembered);
+        if remembered.iter().any(|hash| self.link(hash, event) == event.hash) {
+            return Link::Holds;
+        }
+        // The event after this one was chained to what stood here, or to what stands elsewhere by now.
+        self.remembered = remembered;
+        self.remembered.extend([before, expected]);
+        self.remembered.push(event.hash);
+        let surplus = self.remembered.len().saturating_sub(REMEMBERED_HASHES_MAX);
+        self.remembered.drain(..surplus);
+        Link::Broken { expected }
     }
 
-    fn check_place(&mut self, event: &Event, findings: &mut Findings) {
-        if let Some(previous) = self.hash {
-            let expected = chain::link(&previous, event);
-            if expected != event.hash {
-                findings.push(Finding::of(Kind::HashMismatch, event, expected.to_string(), event.hash.to_string()));
-            }
-        }
-        self.hash = Some(event.hash);
+    /// Like [`chain::link`], with a buffer that is kept.
+    fn link(&mut self, before: &Hash, event: &Event) -> Hash {
+        self.buffer.clear();
+        self.buffer.extend_from_slice(&before.0);
+        chain::write_canonical(&mut self.buffer, event);
+        Hash(*blake3::hash(&self.buffer).as_bytes())
+    }
+
+    fn check_order(&mut self, event: &Event, faults: &mut Vec<Fault>) {
         if event.epoch < self.epoch {
             let expected = format!("an epoch of at least {}", self.epoch.0);
-            findings.push(Finding::of(Kind::OrderMismatch, event, expected, format!("epoch {}", event.epoch.0)));
+            faults.push(own(Kind::OrderMismatch, expected, format!("epoch {}", event.epoch.0)));
+        } else if event.epoch > self.epoch {
+            self.epochs.push((event.position, event.epoch));
+            self.epoch = event.epoch;
         }
-        self.epoch = self.epoch.max(event.epoch);
         if let Some(before) = self.recorded_at
             && event.recorded_at < before
         {
             let expected = format!("recorded_at of at least {before}");
-            findings.push(Finding::of(Kind::OrderMismatch, event, expected, event.recorded_at.to_string()));
+            faults.push(own(Kind::OrderMismatch, expected, event.recorded_at.to_string()));
+        } else {
+            self.recorded_at = Some(event.recorded_at);
         }
-        self.recorded_at = self.recorded_at.max(Some(event.recorded_at));
     }
 
-    fn check_ids(&mut self, event: &Event, findings: &mut Findings) {
+    fn check_ids(&mut self, event: &Event, faults: &mut Vec<Fault>) {
         let derived = TransactionId::derive(&event.account, event.epoch, event.position, &event.key);
         if derived != event.transaction_id {
-            let expected = format!("transaction_id {derived}");
-            findings.push(Finding::of(Kind::IdMismatch, event, expected, event.transaction_id.to_string()));
-        }
-        if !event.account.is_consistent() {
-            let expected = "the account_id that follows from user_id and credit_type";
-            findings.push(Finding::of(Kind::IdMismatch, event, expected, event.account.id().to_string()));
+            faults.push(own(Kind::IdMismatch, format!("transaction_id {derived}"), event.transaction_id.to_string()));
         }
         if event.schema_version != SCHEMA_VERSION {
             let expected = format!("schema_version {SCHEMA_VERSION}");
-            findings.push(Finding::of(Kind::DamagedEvent, event, expected, event.schema_version.to_string()));
+            faults.push(own(Kind::DamagedEvent, expected, event.schema_version.to_string()));
         }
-        if !self.keys.insert(key_digest(event)) {
-            let found = format!("{} {} again", event.key.code(), event.key.id());
-            findings.push(Finding::of(Kind::DuplicateKey, event, "a key that is new to the account", found));
-        }
+        self.keys.push(key_digest(event));
     }
 
     /// The account: version, previous position, and the state folded from amounts against the state carried. After a
     /// contradiction the fold goes on from what the event carries, so that one fault gives one finding.
-    fn check_account(&mut self, event: &Event, findings: &mut Findings) {
+    fn check_account(&mut self, event: &Event, faults: &mut Vec<Fault>) {
         let id = event.account.id();
-        let carried = || Balance {
-            account: event.account.clone(),
-            state: event.after,
-            position: event.position,
-            updated_at: event.recorded_at,
-        };
-        let balance = match Balance::fold(self.accounts.get(&id), event) {
-            Ok(balance) => balance,
-            Err(contradiction) => {
-                let kind = match contradiction.field {
-                    "version" | "previous_position" => Kind::VersionMismatch,
-                    "account_id" => Kind::IdMismatch,
-                    _ => Kind::StateMismatch,
-                };
-                findings.push(contradicted(kind, event, &contradiction));
-                carried()
+        if let Some(balance) = self.accounts.get_mut(&id) {
+            if let Err(contradiction) = balance.advance(event) {
+                let follows = self.doubts.covers(event.previous_position) || self.doubts.covers(balance.position);
+                faults.push(fault_of(&contradiction, follows));
+                balance.believe(event);
+                if self.doubts.is_lost(event.previous_position) {
+                    self.doubts.lose_event_of(id);
+                }
             }
-        };
+            self.originals.open(event, &balance.account);
+            return;
+        }
+        if !event.account.is_consistent() {
+            let expected = "the account_id that follows from user_id and credit_type".to_owned();
+            faults.push(own(Kind::IdMismatch, expected, id.to_string()));
+        }
+        let before = self.seeds.remove(&event.previous_position).filter(|seed| seed.account == event.account);
+        let balance = Balance::fold(before.as_ref(), event).unwrap_or_else(|contradiction| {
+            let follows = self.doubts.covers(event.previous_position);
+            faults.push(fault_of(&contradiction, follows));
+            if self.doubts.is_lost(event.previous_position) {
+                self.doubts.lose_event_of(id);
+            }
+            Balance::carried(event)
+        });
+        self.originals.open(event, &balance.account);
         self.accounts.insert(id, balance);
-        let own = match event.event_type {
-            EventType::Frozen => Some(event.amount.map(Amount::units)),
-            EventType::Deducted if event.related_id.is_none() => Some(event.amount.map(Amount::units)),
-            EventType::Credited | EventType::Locked | EventType::Unlocked => Some(None),
-            _ => None,
-        };
-        if let Some(own) = own
-            && event.remaining != own
-        {
-            let say = |units: Option<u64>| units.map_or("nothing".to_owned(), |units| units.to_string());
-            let expected = format!("remaining {}", say(own));
-            findings.push(Finding::of(Kind::StateMismatch, event, expected, say(event.remaining)));
-        }
     }
 
-    /// A capture, release or refund: its original is there, is the account's own, and bears it.
-    fn check_relation(&mut self, event: &Event, findings: &mut Findings) {
-        if let Some(freeze) = Freeze::opened_by(event) {
-            self.freezes.insert(event.position, freeze);
-        }
-        if event.event_type == EventType::Deducted {
-            let refundable = event.amount.map_or(0, Amount::units);
-            let deduction = Deduction { id: event.transaction_id, account: event.account.clone(), refundable };
-            self.deductions.insert(event.position, deduction);
-        }
-        let related = match (event.event_type, event.related_id) {
-            (EventType::Unfrozen | EventType::Refunded, None) => {
-                findings.push(Finding::of(Kind::RelationMissing, event, "a related_id", "none"));
-                return;
-            }
-            (EventType::Credited | EventType::Frozen | EventType::Locked | EventType::Unlocked, Some(id)) => {
-                findings.push(Finding::of(Kind::RelationMissing, event, "no related_id", id.to_string()));
-                return;
-            }
-            (_, None) => return,
-            (_, Some(id)) => id,
+    /// Names what is wrong with an event: once, and only if it is not the consequence of something else.
+    fn conclude(&mut self, event: &Event, link: &Link, faults: Vec<Fault>) {
+        let original = event.related_id.map(|id| id.locate().2);
+        let say = |fault: &Fault| format!("{}: expected {}, found {}", fault.kind.name(), fault.expected, fault.found);
+        let mut finding = if let Link::Broken { expected } = link {
+            let found = format!("hash {}", event.hash);
+            let mut finding = Finding::of(Kind::HashMismatch, event, format!("hash {expected}"), found);
+            finding.also = faults.iter().map(say).collect();
+            // What it did to the account's freezes and deductions is not known.
+            self.doubts.lose_event_of(event.account.id());
+            finding
+        } else {
+            let (follow, mut faults): (Vec<_>, Vec<_>) = faults.into_iter().partition(|fault| fault.follows);
+            self.findings.consequences += follow.len() as u64;
+            faults.sort_by_key(|fault| fault.kind);
+            let Some(first) = faults.first() else { return };
+            let mut finding = Finding::of(first.kind, event, first.expected.clone(), first.found.clone());
+            finding.also = faults[1..].iter().map(say).collect();
+            finding
         };
-        let (partition, _, position) = related.locate();
-        let local = partition == self.partition && position < event.position;
-        if event.event_type == EventType::Refunded {
-            let deduction = self.deductions.get_mut(&position).filter(|known| local && known.id == related);
-            let Some(deduction) = deduction.filter(|known| known.account == event.account) else {
-                findings.push(Finding::of(
-                    Kind::RelationMissing,
-                    event,
-                    "an earlier deduction of the account",
-                    related.to_string(),
-                ));
-                return;
-            };
-            let amount = event.amount.map_or(0, Amount::units);
-            let left = deduction.refundable.checked_sub(amount);
-            if left.is_none() || left != event.remaining {
-                let expected = match left {
-                    Some(left) => format!("remaining {left}"),
-                    None => format!("an amount of at most {}", deduction.refundable),
-                };
-                let found = format!("amount {amount} remaining {}", event.remaining.unwrap_or(0));
-                findings.push(Finding::of(Kind::RelationMismatch, event, expected, found));
+        finding.also.dedup();
+        self.findings.push(finding);
+        self.doubts.change(event.position, original);
+    }
+
+    /// The places before `start` that the next rows build on: accounts' newest events, freezes and deductions.
+    pub(super) fn wants(&self, rows: &[Result<Event, DamagedRow>]) -> Vec<Position> {
+        let mut wanted = Vec::new();
+        for event in rows.iter().flatten() {
+            let previous = event.previous_position;
+            if (Position(1)..=self.start).contains(&previous) {
+                wanted.push(previous);
             }
-            deduction.refundable = event.remaining.unwrap_or(0);
-            return;
+            let original = event.related_id.map(|id| id.locate().2).filter(|original| *original <= self.start);
+            wanted.extend(original.filter(|original| !self.originals.remembers(*original)));
         }
-        let freeze = self.freezes.get_mut(&position).filter(|known| local && known.freeze_id == related);
-        let Some(freeze) = freeze.filter(|known| known.account == event.account) else {
-            findings.push(Finding::of(
-                Kind::RelationMissing,
-                event,
-                "an earlier freeze of the account",
-                related.to_string(),
-            ));
-            return;
-        };
-        if let Err(contradiction) = freeze.fold(event) {
-            findings.push(contradicted(Kind::RelationMismatch, event, &contradiction));
-            freeze.remaining = event.remaining.unwrap_or(0);
-        }
+        wanted.sort_unstable();
+        wanted.dedup();
+        wanted
+    }
+
+    /// Takes an event from before `start` for granted.
+    pub(super) fn seed(&mut self, event: &Event) {
+        self.seeds.insert(event.position, Balance::carried(event));
+        self.originals.remember(event);
+    }
+
+    /// The digests of keys that occur more than once, ascending.
+    pub(super) fn repeated_keys(&mut self) -> Vec<u64> {
+        let mut keys = std::mem::take(&mut self.keys);
+        keys.sort_unstable();
+        let mut repeated: Vec<_> = keys.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect();
+        repeated.dedup();
+        repeated
+    }
+
+    /// The digests of the balances and freezes.
+    pub(super) fn digest(&self) -> (Hash, Hash) {
+        let mut balances: Vec<_> = self.accounts.values().collect();
+        balances.sort_unstable_by_key(|balance| balance.account.id());
+        let mut digest = PartitionDigest::default();
+        balances.into_iter().for_each(|balance| digest.add_balance(balance));
+        self.freezes().iter().for_each(|freeze| digest.add_freeze(freeze));
+        digest.finish()
     }
 }
 
-fn contradicted(kind: Kind, event: &Event, contradiction: &Contradiction) -> Finding {
+/// Some successive positions, in words.
+pub(super) fn positions(first: Position, last: Position) -> String {
+    if first == last { format!("position {first}") } else { format!("positions {first} to {last}") }
+}
+
+/// 64 bits of account and business key. Both halves are hashes already.
+pub(super) fn key_digest(event: &Event) -> u64 {
+    event.key.hash() ^ event.account.id().short().wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+fn own(kind: Kind, expected: String, found: String) -> Fault {
+    Fault { kind, expected, found, follows: false }
+}
+
+/// What the fold of a balance contradicts.
+fn fault_of(contradiction: &Contradiction, follows: bool) -> Fault {
+    let kind = match contradiction.field {
+        "version" | "previous_position" => Kind::VersionMismatch,
+        "account_id" => Kind::IdMismatch,
+        "related_id" => Kind::RelationMissing,
+        _ => Kind::StateMismatch,
+    };
     let expected = format!("{} {}", contradiction.field, contradiction.expected);
-    Finding::of(kind, event, expected, contradiction.found.clone())
-}
-
-fn key_digest(event: &Event) -> [u8; 16] {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(event.account.id().uuid().as_bytes());
-    hasher.update(&(event.key.code().len() as u64).to_be_bytes());
-    hasher.update(event.key.code().as_bytes());
-    hasher.update(event.key.id().as_bytes());
-    let hash = hasher.finalize();
-    std::array::from_fn(|index| hash.as_bytes()[index])
+    Fault { kind, expected, found: contradiction.found.clone(), follows }
 }

@@ -1,153 +1,315 @@
 //! `verify`: the whole log is replayed, partition by partition, and everything is compared with everything.
 
+mod account;
 mod batches;
+mod doubt;
+mod indexes;
 mod log;
+mod partition;
+mod places;
 mod read_models;
+mod relations;
+mod report;
+mod show;
+mod stored;
+mod stream;
 
-use std::time::{Duration, Instant};
-
-use ledger_core::{
-    Event, Hash, Head, PARTITIONS, Partition, Position,
-    digest::{self, PartitionDigest},
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
 };
+
+use clap::Args;
+use ledger_core::{Account, Hash, PARTITIONS, Partition, Position, Timestamp, digest};
 use ledger_store::{Database, StoreError};
-use projector::snapshot;
+use tokio::task::JoinSet;
 
 use crate::{
-    finding::{Finding, Findings, Kind},
+    anchor::Anchor,
+    context::{Context, Failure, Outcome},
+    finding::Findings,
     progress::Progress,
 };
-use batches::Batches;
-use log::Replay;
-use read_models::Comparison;
+pub(crate) use log::Depth;
+use partition::{Around, Part};
 
-/// Rows of one read: a short transaction that pins nothing for long.
-const PAGE: usize = 5_000;
+/// Replays every event and proves that what is served is what happened.
+///
+/// Checked are: gaps, the hash chain and the order of the log; ids; each account's versions and its state, folded from the
+/// amounts alone; each capture, release and refund against its original; business keys; atomic batches; heads, epochs and
+/// restores; the indexes; the balances and freezes, each at its own checkpoint, so that lag is no inconsistency. Each
+/// finding says what, where, what was expected, what was found, and what mends it. Damage is named once: what follows from
+/// it is only counted.
+///
+/// A log whose end was cut off, or that was written anew with new hashes, agrees with itself: it is found out against
+/// heads that were kept elsewhere (--anchor, --nats-url).
+///
+///     replay-tool --database-url postgres://… verify --anchor heads-2026-11-21.json --report verified.html
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Only this account, along its own events: quick, and says what it does not check. The credit type is what stands
+    /// after the last slash.
+    #[arg(long, value_name = "USER/CREDIT_TYPE", value_parser = account_of,
+          conflicts_with_all = ["partition", "since", "anchor", "digest_only"])]
+    account: Option<Account>,
+    /// Only this partition, 0 to 63.
+    #[arg(long, value_name = "N", value_parser = partition_of)]
+    partition: Option<Partition>,
+    /// Only events recorded from this time on (RFC 3339, such as 2026-11-20T12:00:00Z). The states that the events before
+    /// it carry are taken for granted.
+    #[arg(long, value_name = "TIME", value_parser = time_of, conflicts_with = "digest_only")]
+    since: Option<Timestamp>,
+    /// Write a report that can be read and kept without this tool: one HTML file.
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
+    /// Compare the log with heads that were kept elsewhere: a file of `replay-tool heads`, or the manifest of an archive.
+    /// May be given more than once.
+    #[arg(long, value_name = "FILE")]
+    anchor: Vec<PathBuf>,
+    /// Compare the log with the newest messages of the stream CREDIT on this NATS server. (--account and --digest-only
+    /// compare nothing with it.)
+    #[arg(long, env, value_name = "URL", hide_env_values = true)]
+    nats_url: Option<String>,
+    /// Only fold balances and freezes and print their digest: the quickest way to compare two databases.
+    #[arg(long, conflicts_with_all = ["anchor"])]
+    digest_only: bool,
+}
+
+/// What is verified, and against what.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    /// Absent: every partition.
+    pub(crate) partition: Option<Partition>,
+    pub(crate) since: Option<Timestamp>,
+    pub(crate) depth: Depth,
+    pub(crate) anchors: Vec<Anchor>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { partition: None, since: None, depth: Depth::Full, anchors: Vec::new() }
+    }
+}
 
 /// What verification came to.
 #[derive(Debug)]
 pub(crate) struct Verified {
     pub(crate) events: u64,
     pub(crate) accounts: u64,
+    pub(crate) freezes: u64,
     /// Of the replayed balances and freezes.
     pub(crate) digest: Hash,
+    /// All of the log was replayed: the digest is the ledger's.
+    pub(crate) is_whole: bool,
     pub(crate) findings: Findings,
+    /// What a verification of a part of the ledger leaves out.
+    pub(crate) not_checked: Vec<&'static str>,
+    /// Events of each partition that was looked at.
+    pub(crate) partitions: Vec<(Partition, u64)>,
     pub(crate) took: Duration,
 }
 
-/// Replays the log as it stands now. A service may go on writing: what it writes meanwhile is not looked at.
-pub(crate) async fn verify(database: &Database, progress: &Progress) -> Result<Verified, StoreError> {
-    let began = Instant::now();
-    let heads = database.heads().await?;
-    progress.expect(heads.iter().fold(0, |sum, head| sum.saturating_add(head.position.0)));
-    let mut batches = Batches::new(heads.map(|head| head.position));
-    let mut findings = Findings::default();
-    let mut digests = [(Hash::ZERO, Hash::ZERO); PARTITIONS];
-    let (mut events, mut accounts) = (0, 0);
-    for partition in Partition::all() {
-        let head = &heads[partition.index()];
-        let replay = verify_partition(database, partition, head, &mut batches, &mut findings, progress).await?;
-        digests[partition.index()] = digest_of(&replay);
-        events += replay.events;
-        accounts += replay.accounts.len() as u64;
+impl Verified {
+    pub(crate) const fn is_consistent(&self) -> bool {
+        self.findings.count == 0
     }
-    batches.finish(&mut findings);
+
+    /// The ledger's digest, when all of the log was replayed.
+    pub(crate) fn whole_digest(&self) -> Option<Hash> {
+        self.is_whole.then_some(self.digest)
+    }
+}
+
+pub(crate) async fn run(context: &Context, arguments: &Arguments) -> Result<Outcome, Failure> {
+    let mut anchors = Vec::new();
+    for path in &arguments.anchor {
+        anchors.push(Anchor::read(path)?);
+    }
+    let database = context.open().await?;
+    let progress = Progress::new("verifying");
+    let verified = match &arguments.account {
+        Some(account) => account::verify(&database, account, &progress).await,
+        None => {
+            if let Some(nats_url) = arguments.nats_url.as_ref().filter(|_| !arguments.digest_only) {
+                let wanted = match arguments.partition {
+                    Some(partition) => vec![partition],
+                    None => written(&database).await?,
+                };
+                anchors.push(stream::heads(nats_url, &wanted).await?);
+            }
+            let options = Options {
+                partition: arguments.partition,
+                since: arguments.since,
+                depth: if arguments.digest_only { Depth::Fold } else { Depth::Full },
+                anchors,
+            };
+            verify_part(&database, &options, &progress).await.map_err(Failure::from)
+        }
+    };
     progress.finish();
-    Ok(Verified { events, accounts, digest: digest::combine(&digests), findings, took: began.elapsed() })
+    let place = database.describe();
+    database.close().await;
+    let verified = verified?;
+    if let Some(path) = &arguments.report {
+        report::write(&verified, &place, path)?;
+    }
+    Ok(show::show(&verified, context.json))
 }
 
-async fn verify_partition(
+/// Replays the log as it stands now. A service may go on writing: what it writes meanwhile is not looked at.
+///
+/// # Errors
+///
+/// When the database cannot be read.
+pub(crate) async fn verify(database: &Database, progress: &Progress) -> Result<Verified, StoreError> {
+    verify_part(database, &Options::default(), progress).await
+}
+
+/// The same, as the options say.
+///
+/// # Errors
+///
+/// When the database cannot be read.
+pub(crate) async fn verify_part(
     database: &Database,
-    partition: Partition,
-    head: &Head,
-    batches: &mut Batches,
-    findings: &mut Findings,
+    options: &Options,
     progress: &Progress,
-) -> Result<Replay, StoreError> {
-    // The read models may be further than the heads that were read before them; then the replay goes as far as they do.
-    let mut comparison = Comparison::new(partition, snapshot::read(database, partition).await?);
-    let now = database.heads().await?[partition.index()];
-    let end = head.position.max(comparison.furthest().min(now.position));
-    let mut replay = Replay::new(partition);
-    let mut newest: Option<Event> = None;
-    find_before_first(database, partition, findings).await?;
-    if head.position == Position::ZERO {
-        replay.check_empty_head(head, findings);
-    }
-    comparison.at(Position::ZERO, None, &replay.accounts, &replay.freezes, findings);
-    while replay.position() < end {
-        let missing = usize::try_from(end.0 - replay.position().0).unwrap_or(usize::MAX);
-        let rows = database.rows_after(partition, replay.position(), missing.min(PAGE)).await?;
-        let mut read = 0;
-        for row in rows {
-            if row.as_ref().map_or_else(|damage| damage.position, |event| event.position) > end {
-                break;
-            }
-            newest = replay.take(row, batches, findings);
-            read += 1;
-            comparison.at(replay.position(), newest.as_ref(), &replay.accounts, &replay.freezes, findings);
-            if replay.position() == head.position {
-                replay.check_head(head, newest.as_ref(), findings);
-            }
+) -> Result<Verified, StoreError> {
+    let began = Instant::now();
+    let around = Arc::new(look_around(database, options).await?);
+    let head = |partition: Partition| around.heads[partition.index()].head().map_or(0, |head| head.position.0);
+    let partitions: Vec<_> = match options.partition {
+        Some(partition) => vec![partition],
+        None => Partition::all().collect(),
+    };
+    progress.expect(partitions.iter().fold(0, |sum: u64, partition| sum.saturating_add(head(*partition))));
+    // As many at once as there are cores: each holds the accounts and freezes of one partition in memory.
+    let at_once = thread::available_parallelism().map_or(2, usize::from);
+    let mut tasks = JoinSet::new();
+    let mut waiting = partitions.into_iter();
+    let mut parts: Vec<Part> = Vec::new();
+    loop {
+        while tasks.len() < at_once
+            && let Some(partition) = waiting.next()
+        {
+            tasks.spawn(partition::verify(database.clone(), partition, around.clone(), progress.clone()));
         }
-        progress.advance(read);
-        if read == 0 {
-            break;
-        }
+        let Some(part) = tasks.join_next().await else { break };
+        parts.push(
+            part.map_err(|error| {
+                StoreError::Inconsistent(format!("a partition's verification ended early: {error}"))
+            })??,
+        );
     }
-    // Positions that the head promises and that are not there.
-    replay.skip_to(end.next(), findings);
-    comparison.finish(replay.position(), findings);
-    find_beyond_head(database, partition, now.position.max(end), findings).await?;
-    drop(newest);
-    Ok(replay)
+    parts.sort_by_key(|part| part.partition);
+    let mut verified = sum_up(parts, options, database, &around).await?;
+    verified.took = began.elapsed();
+    Ok(verified)
 }
 
-/// Rows that no read of the log meets, because it begins at position 1.
-async fn find_before_first(
+async fn look_around(database: &Database, options: &Options) -> Result<Around, StoreError> {
+    let is_full = options.depth == Depth::Full;
+    Ok(Around {
+        depth: options.depth,
+        since: options.since,
+        // The checkpoints first: heads only grow, so heads that are read later are never behind them.
+        indexes: if is_full { stored::index_checkpoints(database).await? } else { Vec::new() },
+        published: if is_full { stored::published(database).await? } else { Vec::new() },
+        restores: if is_full { stored::restores(database).await?.into() } else { Vec::new() },
+        heads: stored::heads(database).await?,
+        anchors: options.anchors.clone(),
+        now: now(),
+    })
+}
+
+async fn sum_up(
+    parts: Vec<Part>,
+    options: &Options,
     database: &Database,
-    partition: Partition,
-    findings: &mut Findings,
-) -> Result<(), StoreError> {
-    for position in database.positions_before_first(partition).await? {
-        let found = format!("a row at position {position}");
-        findings.push(Finding::at(Kind::DamagedEvent, partition, Position::ZERO, "nothing before position 1", found));
+    around: &Around,
+) -> Result<Verified, StoreError> {
+    let mut verified = Verified {
+        events: 0,
+        accounts: 0,
+        freezes: 0,
+        digest: Hash::ZERO,
+        is_whole: options.partition.is_none() && options.since.is_none(),
+        findings: Findings::default(),
+        not_checked: not_checked(options),
+        partitions: Vec::new(),
+        took: Duration::ZERO,
+    };
+    let mut batches = batches::Sums::default();
+    let mut digests = [(Hash::ZERO, Hash::ZERO); PARTITIONS];
+    for part in parts {
+        verified.events += part.events;
+        verified.accounts += part.accounts;
+        verified.freezes += part.freezes;
+        verified.partitions.push((part.partition, part.events));
+        verified.findings.absorb(part.findings);
+        batches.absorb(&part.batches);
+        digests[part.partition.index()] = part.digest;
     }
-    Ok(())
+    verified.digest = digest::combine(&digests);
+    if verified.is_whole && options.depth == Depth::Full {
+        let heads =
+            std::array::from_fn(|index| around.heads[index].head().map_or(Position::ZERO, |head| head.position));
+        batches::find(database, &batches, &heads, &mut verified.findings).await?;
+    }
+    verified.findings.settle();
+    Ok(verified)
 }
 
-/// Events and heads move together. So whatever is seen past the head must be below a head that is read after it.
-async fn find_beyond_head(
-    database: &Database,
-    partition: Partition,
-    head: Position,
-    findings: &mut Findings,
-) -> Result<(), StoreError> {
-    let rows = database.rows_after(partition, head, PAGE).await?;
-    if rows.is_empty() {
-        return Ok(());
+/// What these options leave out.
+fn not_checked(options: &Options) -> Vec<&'static str> {
+    let mut left_out = Vec::new();
+    if options.partition.is_some() {
+        left_out.extend(["the other partitions", "atomic batches, which cross partitions"]);
     }
-    let head = database.heads().await?[partition.index()].position;
-    for row in rows {
-        let position = row.as_ref().map_or_else(|damage| damage.position, |event| event.position);
-        if position > head {
-            let expected = format!("nothing after the head at position {head}");
-            findings.push(match &row {
-                Ok(event) => Finding::of(Kind::BeyondHead, event, expected, "an event"),
-                Err(damage) => Finding::at(Kind::BeyondHead, partition, position, expected, damage.to_string()),
-            });
+    if options.since.is_some() {
+        left_out.extend([
+            "events recorded before --since, and the states that they carry",
+            "business keys that they bound, and how much of their freezes and deductions was left",
+            "the indexes and the read models",
+        ]);
+        if options.partition.is_none() {
+            left_out.push("atomic batches");
         }
     }
-    Ok(())
+    if options.depth == Depth::Fold {
+        left_out.extend([
+            "hashes, ids, business keys, refunds' originals and atomic batches",
+            "the indexes and the read models",
+        ]);
+    }
+    left_out
 }
 
-fn digest_of(replay: &Replay) -> (Hash, Hash) {
-    let mut balances: Vec<_> = replay.accounts.values().collect();
-    balances.sort_unstable_by_key(|balance| balance.account.id());
-    let mut freezes: Vec<_> = replay.freezes.values().collect();
-    freezes.sort_unstable_by_key(|freeze| freeze.position);
-    let mut digest = PartitionDigest::default();
-    balances.into_iter().for_each(|balance| digest.add_balance(balance));
-    freezes.into_iter().for_each(|freeze| digest.add_freeze(freeze));
-    digest.finish()
+/// The partitions that have events.
+async fn written(database: &Database) -> Result<Vec<Partition>, StoreError> {
+    let heads = stored::heads(database).await?;
+    let has_events = |head: &stored::Stand| head.head().is_none_or(|head| head.position > Position::ZERO);
+    Ok(Partition::all().zip(&heads).filter(|(_, head)| has_events(head)).map(|(partition, _)| partition).collect())
+}
+
+fn now() -> Timestamp {
+    let micros = chrono::Utc::now().timestamp_micros();
+    Timestamp::from_micros(micros).unwrap_or_else(|| Timestamp::from_micros(0).expect("1970 is a time"))
+}
+
+fn account_of(text: &str) -> Result<Account, String> {
+    let (user_id, credit_type) =
+        text.rsplit_once('/').ok_or("write USER/CREDIT_TYPE, such as ann/points".to_owned())?;
+    Account::new(user_id, credit_type).map_err(|invalid| invalid.to_string())
+}
+
+fn partition_of(text: &str) -> Result<Partition, String> {
+    let number = text.parse().ok().and_then(Partition::new);
+    number.ok_or_else(|| format!("write a whole number from 0 to {}", PARTITIONS - 1))
+}
+
+fn time_of(text: &str) -> Result<Timestamp, String> {
+    Timestamp::parse(text).ok_or_else(|| "write a time such as 2026-11-20T12:00:00Z".to_owned())
 }

@@ -1,125 +1,96 @@
-//! The read models against the replay, at their own checkpoints.
+//! The read models against the replay, each at its own checkpoint: lag is no inconsistency.
 
-use std::collections::HashMap;
+use foldhash::{HashMap, HashSet};
+use ledger_core::{AccountId, Balance, Freeze, Partition, Position};
+use projector::snapshot::DamagedModelRow;
 
-use ledger_core::{AccountId, Balance, Event, Freeze, Head, Partition, Position};
-use projector::snapshot::{DamagedModelRow, Snapshot};
-
+use super::{doubt::Doubts, log::Replay};
 use crate::finding::{Finding, Findings, Kind};
 
-/// What is compared once the replay stands at a checkpoint.
+type Rows<T> = Vec<Result<T, DamagedModelRow>>;
+
+/// The rows that are compared once the replay has come to their checkpoint. Without a checkpoint there is nothing to
+/// compare them with.
 #[derive(Debug)]
-pub(crate) struct Comparison {
+pub(super) struct ReadModels {
     partition: Partition,
-    balances: Option<(Head, Vec<Result<Balance, DamagedModelRow>>)>,
-    freezes: Option<(Head, Vec<Result<Freeze, DamagedModelRow>>)>,
+    balances: Option<(Position, Rows<Balance>)>,
+    freezes: Option<(Position, Rows<Freeze>)>,
 }
 
-impl Comparison {
-    pub(crate) fn new(partition: Partition, snapshot: Snapshot) -> Self {
-        Self {
-            partition,
-            balances: Some((snapshot.balances_at, snapshot.balances)),
-            freezes: Some((snapshot.freezes_at, snapshot.freezes)),
-        }
+impl ReadModels {
+    pub(super) fn new(
+        partition: Partition,
+        balances: Option<(Position, Rows<Balance>)>,
+        freezes: Option<(Position, Rows<Freeze>)>,
+    ) -> Self {
+        Self { partition, balances, freezes }
     }
 
     /// The furthest checkpoint.
-    pub(crate) fn furthest(&self) -> Position {
-        let balances = self.balances.as_ref().map(|(at, _)| at.position);
-        let freezes = self.freezes.as_ref().map(|(at, _)| at.position);
+    pub(super) fn furthest(&self) -> Position {
+        let balances = self.balances.as_ref().map(|(at, _)| *at);
+        let freezes = self.freezes.as_ref().map(|(at, _)| *at);
         balances.max(freezes).unwrap_or_default()
     }
 
-    /// Compares what stands at `position`, the replay's own, `newest` being its newest event.
-    pub(crate) fn at(
-        &mut self,
-        position: Position,
-        newest: Option<&Event>,
-        accounts: &HashMap<AccountId, Balance>,
-        freezes: &HashMap<Position, Freeze>,
-        findings: &mut Findings,
-    ) {
-        if let Some((at, rows)) = self.balances.take_if(|(at, _)| at.position <= position) {
-            check_checkpoint("balances", self.partition, &at, newest, findings);
-            compare_balances(self.partition, rows, accounts, findings);
+    /// Compares the rows whose checkpoint is `position` or before, where the replay stands.
+    pub(super) fn at(&mut self, position: Position, replay: &mut Replay) {
+        if let Some((_, rows)) = self.balances.take_if(|(at, _)| *at <= position) {
+            compare_balances(self.partition, rows, &replay.accounts, &mut replay.findings);
         }
-        if let Some((at, rows)) = self.freezes.take_if(|(at, _)| at.position <= position) {
-            check_checkpoint("freezes", self.partition, &at, newest, findings);
-            compare_freezes(self.partition, rows, freezes, findings);
-        }
-    }
-
-    /// At the end of the log nothing may be left: a checkpoint is never ahead of it.
-    pub(crate) fn finish(self, end: Position, findings: &mut Findings) {
-        let left = [
-            ("balances", self.balances.map(|(at, _)| at.position)),
-            ("freezes", self.freezes.map(|(at, _)| at.position)),
-        ];
-        for (name, at) in left {
-            if let Some(at) = at {
-                let expected = format!("a checkpoint of {name} at {end} or before");
-                findings.push(Finding::at(Kind::CheckpointMismatch, self.partition, at, expected, at.to_string()));
-            }
+        if let Some((_, rows)) = self.freezes.take_if(|(at, _)| *at <= position) {
+            let mut findings = std::mem::take(&mut replay.findings);
+            compare_freezes(self.partition, rows, replay.freezes(), &replay.doubts, &mut findings);
+            replay.findings = findings;
         }
     }
 }
 
-fn check_checkpoint(name: &str, partition: Partition, at: &Head, newest: Option<&Event>, findings: &mut Findings) {
-    let log = match newest.filter(|event| event.position == at.position) {
-        Some(event) => event.head(),
-        // Before the first event the epoch says nothing, but the hash must be that of nothing.
-        None if at.position == Position::ZERO => Head { epoch: at.epoch, ..Head::EMPTY },
-        None => return,
-    };
-    if log != *at {
-        let expected = format!("checkpoint of {name} with epoch {} hash {}", log.epoch.0, log.hash);
-        let found = format!("epoch {} hash {}", at.epoch.0, at.hash);
-        findings.push(Finding::at(Kind::CheckpointMismatch, partition, at.position, expected, found));
-    }
-}
-
-fn compare_balances(
+pub(super) fn compare_balances(
     partition: Partition,
-    rows: Vec<Result<Balance, DamagedModelRow>>,
+    rows: Rows<Balance>,
     accounts: &HashMap<AccountId, Balance>,
     findings: &mut Findings,
 ) {
-    let mut missing: HashMap<&AccountId, &Balance> = accounts.iter().collect();
+    let mut seen = 0;
+    let mut there = HashSet::default();
+    let mut damaged_keys = HashSet::default();
     for row in rows {
         let row = match row {
             Ok(row) => row,
             Err(damage) => {
                 findings.push(damaged(Kind::BalanceMismatch, partition, &damage));
-                // Its account is not missing: its row is damaged.
-                missing.retain(|_, balance| {
-                    format!("{}/{}", balance.account.user_id(), balance.account.credit_type()) != damage.key
-                });
+                damaged_keys.insert(damage.key);
                 continue;
             }
         };
-        match missing.remove(&row.account.id()) {
-            None => {
-                let found = format!("a row of balance {}", row.state.balance);
-                let finding = Finding::at(Kind::BalanceUnexpected, partition, row.position, "no row", found);
-                findings.push(finding.owned_by(&row.account));
-            }
-            Some(replayed) if *replayed != row => {
-                let finding = Finding::at(
-                    Kind::BalanceMismatch,
-                    partition,
-                    replayed.position,
-                    in_words(replayed),
-                    in_words(&row),
-                );
-                findings.push(finding.owned_by(&row.account));
-            }
-            Some(_) => {}
+        let Some(replayed) = accounts.get(&row.account.id()) else {
+            let found = in_words(&row);
+            let finding = Finding::at(Kind::BalanceUnexpected, partition, row.position, "no row", found);
+            findings.push(finding.owned_by(&row.account));
+            continue;
+        };
+        seen += 1;
+        there.insert(row.account.id());
+        if *replayed != row {
+            let (expected, found) = (in_words(replayed), in_words(&row));
+            let finding = Finding::at(Kind::BalanceMismatch, partition, replayed.position, expected, found);
+            findings.push(finding.owned_by(&row.account));
         }
     }
-    for replayed in missing.into_values() {
-        let finding = Finding::at(Kind::BalanceMissing, partition, replayed.position, in_words(replayed), "no row");
-        findings.push(finding.owned_by(&replayed.account));
+    if seen == accounts.len() {
+        return;
+    }
+    let mut missing: Vec<_> = accounts.values().filter(|balance| !there.contains(&balance.account.id())).collect();
+    missing.sort_unstable_by_key(|balance| balance.position);
+    for replayed in missing {
+        // Its row is there, and damaged.
+        if !damaged_keys.contains(&format!("{}/{}", replayed.account.user_id(), replayed.account.credit_type())) {
+            let expected = in_words(replayed);
+            let finding = Finding::at(Kind::BalanceMissing, partition, replayed.position, expected, "no row");
+            findings.push(finding.owned_by(&replayed.account));
+        }
     }
 }
 
@@ -136,39 +107,49 @@ fn in_words(balance: &Balance) -> String {
     )
 }
 
-fn compare_freezes(
+/// Both ascend by position.
+pub(super) fn compare_freezes(
     partition: Partition,
-    rows: Vec<Result<Freeze, DamagedModelRow>>,
-    freezes: &HashMap<Position, Freeze>,
+    rows: Rows<Freeze>,
+    freezes: &[Freeze],
+    doubts: &Doubts,
     findings: &mut Findings,
 ) {
-    let mut missing: HashMap<&Position, &Freeze> = freezes.iter().collect();
+    let mut replayed = freezes.iter().peekable();
+    let mut missing = |freeze: &Freeze, findings: &mut Findings| {
+        let expected = freeze_in_words(freeze);
+        findings.push(Finding::of_freeze(Kind::FreezeMissing, partition, freeze, expected, "no row"));
+    };
     for row in rows {
-        let row = match row {
-            Ok(row) => row,
-            Err(damage) => {
-                findings.push(damaged(Kind::FreezeMismatch, partition, &damage));
-                missing.retain(|_, freeze| freeze.freeze_id.to_string() != damage.key);
-                continue;
-            }
+        let position = match &row {
+            Ok(row) => row.position,
+            Err(damage) => Position(u64::try_from(damage.position).unwrap_or(0)),
         };
-        match missing.remove(&row.position) {
-            None => findings.push(of_freeze(Kind::FreezeUnexpected, partition, &row, "no row", freeze_in_words(&row))),
-            Some(replayed) if *replayed != row => {
-                let (expected, found) = (freeze_in_words(replayed), freeze_in_words(&row));
-                findings.push(of_freeze(Kind::FreezeMismatch, partition, replayed, expected, found));
+        while let Some(freeze) = replayed.next_if(|freeze| freeze.position < position) {
+            missing(freeze, findings);
+        }
+        let known = replayed.next_if(|freeze| freeze.position == position);
+        match (row, known) {
+            (Err(damage), _) => findings.push(damaged(Kind::FreezeMismatch, partition, &damage)),
+            // The event that made it is lost, and named as that.
+            (Ok(row), None) if doubts.covers(row.position) => findings.consequences += 1,
+            (Ok(row), None) => {
+                let found = freeze_in_words(&row);
+                findings.push(Finding::of_freeze(Kind::FreezeUnexpected, partition, &row, "no row", found));
             }
-            Some(_) => {}
+            (Ok(row), Some(known)) if *known != row => {
+                let (expected, found) = (freeze_in_words(known), freeze_in_words(&row));
+                findings.push(Finding::of_freeze(Kind::FreezeMismatch, partition, known, expected, found));
+            }
+            (Ok(_), Some(_)) => {}
         }
     }
-    for replayed in missing.into_values() {
-        findings.push(of_freeze(Kind::FreezeMissing, partition, replayed, freeze_in_words(replayed), "no row"));
-    }
+    replayed.for_each(|freeze| missing(freeze, findings));
 }
 
 fn freeze_in_words(freeze: &Freeze) -> String {
     format!(
-        "freeze {} of {}/{}: amount {} remaining {} captured {} released {} key {} {} created_at {}",
+        "freeze {} of {}/{}: amount {} remaining {} captured {} released {} key {} {} created_at {} expires_at {}",
         freeze.freeze_id,
         freeze.account.user_id(),
         freeze.account.credit_type(),
@@ -178,24 +159,13 @@ fn freeze_in_words(freeze: &Freeze) -> String {
         freeze.released,
         freeze.key.code(),
         freeze.key.id(),
-        freeze.created_at
+        freeze.created_at,
+        freeze.expires_at.map_or("never".to_owned(), |at| at.to_string()),
     )
 }
 
-fn of_freeze(
-    kind: Kind,
-    partition: Partition,
-    freeze: &Freeze,
-    expected: impl Into<String>,
-    found: impl Into<String>,
-) -> Finding {
-    let mut finding = Finding::at(kind, partition, freeze.position, expected, found).owned_by(&freeze.account);
-    finding.transaction_id = Some(freeze.freeze_id.to_string());
-    finding
-}
-
 fn damaged(kind: Kind, partition: Partition, damage: &DamagedModelRow) -> Finding {
-    let mut finding = Finding::at(kind, partition, Position::ZERO, "what the replay makes", damage.to_string());
+    let mut finding = Finding::of_partition(kind, partition, "what the replay makes", damage.to_string());
     finding.position = u64::try_from(damage.position).ok().map(Position);
     if damage.table == "balances" {
         let (user_id, credit_type) = damage.key.split_once('/').unwrap_or((&damage.key, ""));

@@ -1,0 +1,88 @@
+//! The rows of the indexes behind the log as they are: for verification.
+//!
+//! No row is believed here, and none is looked up: whoever verifies compares all of them with the log.
+
+use ledger_core::{Partition, Position};
+use uuid::Uuid;
+
+use crate::{Database, StoreError, index::KEY_RUN_BITS};
+
+/// Each so-manieth version of an account has a row of its own in `history_positions`.
+pub const HISTORY_STRIDE: u64 = crate::index::HISTORY_STRIDE;
+
+/// The run of the key index that holds the key of the event at a position.
+#[must_use]
+pub fn key_run(position: Position) -> u32 {
+    crate::index::key_run(position)
+}
+
+/// The positions of a run: the first and the last.
+#[must_use]
+pub const fn positions_of(run: u32) -> (Position, Position) {
+    let first = (run as u64) << KEY_RUN_BITS;
+    (Position(first), Position(first + (1 << KEY_RUN_BITS) - 1))
+}
+
+/// A partition's rows of the indexes that a flush moves forward, from one consistent read.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct IndexRows {
+    /// Up to where the indexes hold the log, by the checkpoint that was read with them; none if there is no such row.
+    pub checkpoint: Option<i64>,
+    /// The newest event of an account; an id that is none is absent.
+    pub accounts: Vec<(Option<Uuid>, i64)>,
+    /// The newest event about an original.
+    pub related: Vec<(i64, i64)>,
+    /// An account's version and where it is.
+    pub history: Vec<(Option<Uuid>, i64, i64)>,
+}
+
+/// A row of the key index: 64 bits of the business key, 64 bits of the account, and a position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyRow {
+    pub business: u64,
+    pub account: u64,
+    pub position: i64,
+}
+
+impl Database {
+    /// A partition's rows of the indexes but for the keys, in one short transaction.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be read.
+    pub async fn index_rows(&self, partition: Partition) -> Result<IndexRows, StoreError> {
+        match self {
+            Self::Postgres(database) => database.index_rows(partition).await,
+            Self::Sqlite(database) => database.index_rows(partition).await,
+        }
+    }
+
+    /// The rows of one run of a partition's key index, in any order.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be read.
+    pub async fn key_rows(&self, partition: Partition, run: u32) -> Result<Vec<KeyRow>, StoreError> {
+        match self {
+            Self::Postgres(database) => database.key_rows(partition, run).await,
+            Self::Sqlite(database) => database.key_rows(partition, run).await,
+        }
+    }
+
+    /// The rows of a partition's key index that are in no run up to `last`, at most `limit`.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be read.
+    pub async fn key_rows_past(
+        &self,
+        partition: Partition,
+        last: u32,
+        limit: usize,
+    ) -> Result<Vec<KeyRow>, StoreError> {
+        match self {
+            Self::Postgres(database) => database.key_rows_past(partition, last, limit).await,
+            Self::Sqlite(database) => database.key_rows_past(partition, last, limit).await,
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! The rows of the indexes on PostgreSQL. They come as arrays: a row for each would cost several times as much.
+
+use ledger_core::Partition;
+use sqlx::{AssertSqlSafe, Executor, Postgres as Driver};
+use uuid::Uuid;
+
+use super::Postgres;
+use crate::{
+    StoreError,
+    index_rows::{IndexRows, KeyRow},
+};
+
+impl Postgres {
+    pub(crate) async fn index_rows(&self, partition: Partition) -> Result<IndexRows, StoreError> {
+        let number = i16::from(partition.number());
+        let mut transaction = self.pool().begin().await?;
+        sqlx::query("set transaction isolation level repeatable read read only").execute(&mut *transaction).await?;
+        let checkpoint = sqlx::query_scalar("select position from index_checkpoints where partition = $1")
+            .bind(number)
+            .fetch_optional(&mut *transaction)
+            .await?;
+        let (accounts, positions): (Vec<Uuid>, Vec<i64>) = sqlx::query_as(
+            "select coalesce(array_agg(account_id), '{}'), coalesce(array_agg(position), '{}') \
+             from account_positions where partition = $1",
+        )
+        .bind(number)
+        .fetch_one(&mut *transaction)
+        .await?;
+        let (originals, newest): (Vec<i64>, Vec<i64>) = sqlx::query_as(
+            "select coalesce(array_agg(original_position), '{}'), coalesce(array_agg(position), '{}') \
+             from related_positions where partition = $1",
+        )
+        .bind(number)
+        .fetch_one(&mut *transaction)
+        .await?;
+        let (of, versions, at): (Vec<Uuid>, Vec<i64>, Vec<i64>) = sqlx::query_as(
+            "select coalesce(array_agg(account_id), '{}'), coalesce(array_agg(version), '{}'), \
+             coalesce(array_agg(position), '{}') from history_positions where partition = $1",
+        )
+        .bind(number)
+        .fetch_one(&mut *transaction)
+        .await?;
+        transaction.rollback().await?;
+        Ok(IndexRows {
+            checkpoint,
+            accounts: accounts.into_iter().map(Some).zip(positions).collect(),
+            related: originals.into_iter().zip(newest).collect(),
+            history: of.into_iter().zip(versions).zip(at).map(|((id, version), at)| (Some(id), version, at)).collect(),
+        })
+    }
+
+    pub(crate) async fn key_rows(&self, partition: Partition, run: u32) -> Result<Vec<KeyRow>, StoreError> {
+        let run = run.cast_signed();
+        let rows = format!("select * from key_positions where partition = {partition} and run = {run}");
+        keys(self.pool(), &rows).await
+    }
+
+    pub(crate) async fn key_rows_past(
+        &self,
+        partition: Partition,
+        last: u32,
+        limit: usize,
+    ) -> Result<Vec<KeyRow>, StoreError> {
+        let last = last.cast_signed();
+        let rows = |range: &str| {
+            format!("(select * from key_positions where partition = {partition} and run {range} limit {limit})")
+        };
+        let rows = format!("{} union all {}", rows("< 0"), rows(&format!("> {last}")));
+        let mut found = keys(self.pool(), &rows).await?;
+        found.truncate(limit);
+        Ok(found)
+    }
+}
+
+async fn keys<'c>(connection: impl Executor<'c, Database = Driver>, rows: &str) -> Result<Vec<KeyRow>, StoreError> {
+    let sql = format!(
+        "select coalesce(array_agg(business_hash), '{{}}'), coalesce(array_agg(account_short), '{{}}'), \
+         coalesce(array_agg(position), '{{}}') from ({rows}) k"
+    );
+    let (business, accounts, positions): (Vec<i64>, Vec<i64>, Vec<i64>) =
+        sqlx::query_as(AssertSqlSafe(sql)).fetch_one(connection).await?;
+    let rows = business.into_iter().zip(accounts).zip(positions);
+    Ok(rows
+        .map(|((business, account), position)| KeyRow {
+            business: business.cast_unsigned(),
+            account: account.cast_unsigned(),
+            position,
+        })
+        .collect())
+}

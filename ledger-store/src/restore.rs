@@ -1,0 +1,360 @@
+//! Puts a whole log into a database, in one step that is either done or not.
+//!
+//! Events come partition by partition and in order; each is checked against the chain before it is written. The event table,
+//! the heads and the indexes behind the log are written here. The read models stay empty: a rebuild makes them.
+
+use std::sync::Arc;
+
+use foldhash::HashMap;
+use ledger_core::{AccountId, Epoch, Event, Hash, Head, PARTITIONS, Partition, Position, Timestamp, chain};
+use tokio::{sync::mpsc, task::JoinHandle};
+
+use crate::{
+    Database, StoreError,
+    index::{HISTORY_STRIDE, IndexEntries, KeyHash, key_run},
+    postgres::Postgres,
+    sqlite::Sqlite,
+    tail::about,
+};
+
+/// Events that are handed on at once.
+const CHUNK: usize = 2_000;
+/// Chunks that wait for the database at most.
+const WAITING_MAX: usize = 8;
+
+/// What a restore makes out of the log. All other tables (who may call, for one) are taken along from the database that is
+/// replaced.
+pub(crate) const MADE_FROM_LOG: [&str; 13] = [
+    "events",
+    "partition_heads",
+    "account_positions",
+    "key_positions",
+    "related_positions",
+    "history_positions",
+    "index_checkpoints",
+    "balances",
+    "freezes",
+    "projection_checkpoints",
+    "publisher_checkpoints",
+    "inconsistencies",
+    "restores",
+];
+
+/// What becomes of the ledger that is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// There must be none, or one without a single event.
+    Empty,
+    /// It is kept aside: on PostgreSQL in the schema `ledger_before_<epoch>`, on SQLite in `FILE.before-<epoch>`.
+    Replace,
+}
+
+/// A partition's events, in order; a text says why they cannot be had.
+pub type Events = Box<dyn Iterator<Item = Result<Event, String>> + Send>;
+
+/// A log that is to be put into a database.
+pub struct Log {
+    /// Names where it comes from, in the table `restores`.
+    pub archive_id: String,
+    /// The epoch in which the ledger goes on.
+    pub epoch: Epoch,
+    /// Where each partition ends. The epochs play no part.
+    pub heads: [Head; PARTITIONS],
+    pub restored_at: Timestamp,
+    /// The events of a partition, from its first to its head. Called once for each, in order, outside the runtime.
+    pub events: Box<dyn Fn(Partition) -> Events + Send + Sync>,
+    /// Told how many events more were read.
+    pub progress: Box<dyn Fn(u64) + Send + Sync>,
+    /// The caller holds PostgreSQL's lock of appends in a session of its own, so that nothing can be written between its
+    /// last look at the old ledger and its end. Then it is not waited for here.
+    pub appends_are_held: bool,
+}
+
+/// What was put there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restored {
+    pub events: u64,
+    /// Where the ledger that was replaced is kept.
+    pub kept: Option<String>,
+}
+
+/// Where the log of a partition stood when it began a new epoch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RestorePoint {
+    pub partition: Partition,
+    /// Epoch: the new one. Position and hash: of the newest event that stayed valid.
+    pub head: Head,
+    pub restored_at: Timestamp,
+    pub archive_id: String,
+}
+
+/// Why nothing was put there.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    #[error("{0} holds a ledger with events already; name an empty database")]
+    NotEmpty(String),
+    #[error("{0}")]
+    InUse(String),
+    /// The events themselves.
+    #[error("{0}")]
+    Refused(String),
+    /// A file cannot be written.
+    #[error("{0}")]
+    Files(String),
+    #[error("the database failed")]
+    Store(#[from] StoreError),
+}
+
+impl From<sqlx::Error> for RestoreError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+impl From<sqlx::migrate::MigrateError> for RestoreError {
+    fn from(error: sqlx::migrate::MigrateError) -> Self {
+        Self::Store(error.into())
+    }
+}
+
+/// What is at an address before a restore.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Found {
+    /// No ledger, and room for one.
+    Nothing,
+    /// A ledger without a single event.
+    EmptyLedger,
+    /// A ledger.
+    Ledger,
+}
+
+/// Looks what is at an address, and changes nothing.
+///
+/// # Errors
+///
+/// When the database cannot be reached or read, or holds something else under the names of a ledger's tables.
+pub async fn look(url: &str) -> Result<Found, StoreError> {
+    if url.starts_with("sqlite:") { Sqlite::look(url).await } else { Postgres::look(url).await }
+}
+
+/// Puts the log into the database at `url`, with a schema of its own making.
+///
+/// # Errors
+///
+/// See [`RestoreError`]; in every case the database is as it was.
+pub async fn restore(url: &str, target: Target, log: Log) -> Result<Restored, RestoreError> {
+    let log = Arc::new(log);
+    if url.starts_with("sqlite:") {
+        Sqlite::restore(url, target, log).await
+    } else {
+        Postgres::restore(url, target, log).await
+    }
+}
+
+/// Every restore that the database knows of, by epoch and partition.
+///
+/// # Errors
+///
+/// When the database cannot be read.
+pub async fn points(database: &Database) -> Result<Vec<RestorePoint>, StoreError> {
+    match database {
+        Database::Postgres(database) => database.restore_points().await,
+        Database::Sqlite(database) => database.restore_points().await,
+    }
+}
+
+/// Removes a ledger from a database: for one that was only put there to be looked at.
+///
+/// # Errors
+///
+/// When the database refuses, or the files cannot be removed.
+pub async fn remove(database: &Database) -> Result<(), StoreError> {
+    match database {
+        Database::Postgres(database) => database.remove_ledger().await,
+        Database::Sqlite(database) => database.remove_ledger().await,
+    }
+}
+
+impl Log {
+    /// The heads with which the ledger goes on.
+    pub(crate) fn next_heads(&self) -> [Head; PARTITIONS] {
+        self.heads.map(|head| Head { epoch: self.epoch, ..head })
+    }
+
+    /// This restore's own points.
+    pub(crate) fn points(&self) -> impl Iterator<Item = RestorePoint> + '_ {
+        Partition::all().zip(self.next_heads()).map(|(partition, head)| RestorePoint {
+            partition,
+            head,
+            restored_at: self.restored_at,
+            archive_id: self.archive_id.clone(),
+        })
+    }
+}
+
+/// Rows to be written, in the order of each table's primary key.
+pub(crate) enum Part {
+    Events(Vec<Event>),
+    Indexes(IndexEntries),
+}
+
+/// What was read once all of it was.
+#[derive(Debug, Default)]
+pub(crate) struct Produced {
+    pub(crate) events: u64,
+    /// Earlier restores, as far as the log itself tells of them: an event in a newer epoch than the one before it.
+    pub(crate) points: Vec<RestorePoint>,
+}
+
+/// What the thread that reads hands to the database.
+pub(crate) struct Parts<T> {
+    pub(crate) parts: mpsc::Receiver<T>,
+    task: JoinHandle<Result<Produced, RestoreError>>,
+}
+
+impl<T: Send + 'static> Parts<T> {
+    /// Starts to read, check and encode the log in a thread of its own, while the database writes.
+    pub(crate) fn start(log: Arc<Log>, encode: impl Fn(Part, &mut dyn FnMut(T)) + Send + 'static) -> Self {
+        let (send, parts) = mpsc::channel(WAITING_MAX);
+        let task = tokio::task::spawn_blocking(move || {
+            let mut produced = Produced::default();
+            for partition in Partition::all() {
+                // Once nobody waits for it any more, the rest is not read.
+                let mut is_wanted = true;
+                let mut hand_on = |part| encode(part, &mut |encoded| is_wanted &= send.blocking_send(encoded).is_ok());
+                read_partition(&log, partition, &mut produced, &mut hand_on)?;
+                if !is_wanted {
+                    break;
+                }
+            }
+            Ok(produced)
+        });
+        Self { parts, task }
+    }
+
+    /// What was read, after all parts were taken.
+    pub(crate) async fn end(mut self) -> Result<Produced, RestoreError> {
+        self.parts.close();
+        self.task.await.unwrap_or_else(|_| Err(RestoreError::Refused("the archive's reader ended early".to_owned())))
+    }
+}
+
+/// Reads a partition, checks that each event follows the one before it, and that the last is the head's.
+fn read_partition(
+    log: &Log,
+    partition: Partition,
+    produced: &mut Produced,
+    hand_on: &mut dyn FnMut(Part),
+) -> Result<(), RestoreError> {
+    let end = log.heads[partition.index()];
+    let mut at = Head { epoch: Epoch(0), ..Head::EMPTY };
+    let mut indexes = Indexes::default();
+    let mut chunk = Vec::with_capacity(CHUNK);
+    for event in (log.events)(partition) {
+        let event = event.map_err(RestoreError::Refused)?;
+        check(partition, &at, &end, log.epoch, &event)?;
+        if event.epoch > at.epoch && event.epoch > Epoch::FIRST {
+            produced.points.push(RestorePoint {
+                partition,
+                head: Head { epoch: event.epoch, ..at },
+                restored_at: event.recorded_at,
+                // Which archive it was is not written in the log.
+                archive_id: String::new(),
+            });
+        }
+        at = event.head();
+        if let Some(run) = indexes.add(&event) {
+            hand_on(Part::Indexes(run));
+        }
+        chunk.push(event);
+        if chunk.len() == CHUNK {
+            (log.progress)(CHUNK as u64);
+            hand_on(Part::Events(std::mem::replace(&mut chunk, Vec::with_capacity(CHUNK))));
+        }
+    }
+    if at.position != end.position || at.hash != end.hash {
+        return Err(RestoreError::Refused(format!(
+            "partition {partition} ends at position {} with hash {}, but its head is position {} with hash {}",
+            at.position, at.hash, end.position, end.hash
+        )));
+    }
+    produced.events += at.position.0;
+    (log.progress)(chunk.len() as u64);
+    if !chunk.is_empty() {
+        hand_on(Part::Events(chunk));
+    }
+    if at.position > Position::ZERO {
+        hand_on(Part::Indexes(indexes.finish()));
+    }
+    Ok(())
+}
+
+/// Whether an event may stand after `at`.
+fn check(partition: Partition, at: &Head, end: &Head, next: Epoch, event: &Event) -> Result<(), RestoreError> {
+    let position = at.position.next();
+    let refused = |what: String| {
+        Err(RestoreError::Refused(format!("partition {partition} position {position}: {what}")))
+    };
+    if event.partition != partition || event.position != position {
+        return refused(format!("partition {} position {} stands there", event.partition, event.position));
+    }
+    if position > end.position {
+        return refused(format!("an event after the head, which is at position {}", end.position));
+    }
+    if event.epoch < at.epoch || event.epoch >= next {
+        return refused(format!("epoch {}, which must be from {} to {}", event.epoch.0, at.epoch.0, next.0 - 1));
+    }
+    let before: &Hash = &at.hash;
+    if chain::link(before, event) != event.hash {
+        return refused("the event does not follow the one before it: its hash is not the one of its content".to_owned());
+    }
+    Ok(())
+}
+
+/// The entries of a partition's events in the indexes.
+#[derive(Default)]
+struct Indexes {
+    run: u32,
+    entries: IndexEntries,
+    accounts: HashMap<AccountId, Position>,
+    related: HashMap<(Partition, Position), Position>,
+}
+
+impl Indexes {
+    /// Adds an event; gives the keys of the run before it once that is full.
+    fn add(&mut self, event: &Event) -> Option<IndexEntries> {
+        let full = (key_run(event.position) != self.run && !self.entries.keys.is_empty()).then(|| {
+            let mut keys = std::mem::take(&mut self.entries.keys);
+            sort_keys(&mut keys);
+            IndexEntries { keys, ..IndexEntries::default() }
+        });
+        self.run = key_run(event.position);
+        let account = event.account.id();
+        self.accounts.insert(account, event.position);
+        self.entries.keys.push((KeyHash::new(&event.account, &event.key), event.position));
+        if let Some((original, _)) = about(event) {
+            self.related.insert(original, event.position);
+        }
+        if event.after.version.is_multiple_of(HISTORY_STRIDE) {
+            self.entries.history.push((account, event.after.version, event.position));
+        }
+        full
+    }
+
+    fn finish(mut self) -> IndexEntries {
+        self.entries.accounts = self.accounts.into_iter().collect();
+        self.entries.accounts.sort_unstable();
+        self.entries.related =
+            self.related.into_iter().map(|((partition, original), newest)| (partition, original, newest)).collect();
+        self.entries.related.sort_unstable();
+        self.entries.history.sort_unstable();
+        sort_keys(&mut self.entries.keys);
+        self.entries
+    }
+}
+
+/// Into the order of the primary key, for keys of one run.
+fn sort_keys(keys: &mut [(KeyHash, Position)]) {
+    // The database orders by the signed number.
+    keys.sort_unstable_by_key(|(key, at)| (key.partition, key.business.cast_signed(), key.account.cast_signed(), *at));
+}

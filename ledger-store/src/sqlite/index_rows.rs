@@ -1,0 +1,96 @@
+//! The rows of the indexes on SQLite, read by a connection that lends each column as it lies in the page.
+
+use std::sync::Arc;
+
+use ledger_core::Partition;
+use rusqlite::{Connection, OptionalExtension, Params, Row};
+use uuid::Uuid;
+
+use super::{Sqlite, scan};
+use crate::{
+    StoreError,
+    index_rows::{IndexRows, KeyRow},
+};
+
+impl Sqlite {
+    pub(crate) async fn index_rows(&self, partition: Partition) -> Result<IndexRows, StoreError> {
+        let number = partition.number();
+        self.read(move |connection| {
+            // Dropping it rolls back: nothing was written.
+            let transaction = connection.transaction()?;
+            let checkpoint = "select position from index_checkpoints where partition = ?";
+            let checkpoint = transaction.query_row(checkpoint, (number,), |row| row.get(0)).optional()?;
+            let accounts = "select account_id, position from account_positions where partition = ?";
+            let related = "select original_position, position from related_positions where partition = ?";
+            let history = "select account_id, version, position from history_positions where partition = ?";
+            Ok(IndexRows {
+                checkpoint,
+                accounts: all(&transaction, accounts, (number,), |row| Ok((id(row)?, row.get(1)?)))?,
+                related: all(&transaction, related, (number,), |row| Ok((row.get(0)?, row.get(1)?)))?,
+                history: all(&transaction, history, (number,), |row| Ok((id(row)?, row.get(1)?, row.get(2)?)))?,
+            })
+        })
+        .await
+    }
+
+    pub(crate) async fn key_rows(&self, partition: Partition, run: u32) -> Result<Vec<KeyRow>, StoreError> {
+        let number = partition.number();
+        let sql = "select business_hash, account_short, position from key_positions where partition = ? and run = ?";
+        self.read(move |connection| all(connection, sql, (number, run), key)).await
+    }
+
+    pub(crate) async fn key_rows_past(
+        &self,
+        partition: Partition,
+        last: u32,
+        limit: usize,
+    ) -> Result<Vec<KeyRow>, StoreError> {
+        let number = partition.number();
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.read(move |connection| {
+            let rows = "select business_hash, account_short, position from key_positions where partition = ? and run";
+            let sql = format!("select * from ({rows} < 0 limit ?) union all select * from ({rows} > ? limit ?)");
+            let mut found = all(connection, &sql, (number, limit, number, last, limit), key)?;
+            found.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+            Ok(found)
+        })
+        .await
+    }
+
+    /// Reads with a connection of its own, in a thread that may block.
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        let file: Arc<str> = self.file.clone();
+        let task = tokio::task::spawn_blocking(move || {
+            let mut connection = scan::open(&file).map_err(scan::failed)?;
+            read(&mut connection).map_err(scan::failed)
+        });
+        task.await.unwrap_or_else(|_| Err(StoreError::Inconsistent("reading the indexes ended early".to_owned())))
+    }
+}
+
+fn all<T>(
+    connection: &Connection,
+    sql: &str,
+    parameters: impl Params,
+    read: impl Fn(&Row<'_>) -> rusqlite::Result<T>,
+) -> rusqlite::Result<Vec<T>> {
+    let mut statement = connection.prepare(sql)?;
+    let mut found = statement.query(parameters)?;
+    let mut rows = Vec::new();
+    while let Some(row) = found.next()? {
+        rows.push(read(row)?);
+    }
+    Ok(rows)
+}
+
+fn id(row: &Row<'_>) -> rusqlite::Result<Option<Uuid>> {
+    Ok(row.get_ref(0)?.as_str().ok().and_then(|text| Uuid::try_parse(text).ok()))
+}
+
+fn key(row: &Row<'_>) -> rusqlite::Result<KeyRow> {
+    let (business, account): (i64, i64) = (row.get(0)?, row.get(1)?);
+    Ok(KeyRow { business: business.cast_unsigned(), account: account.cast_unsigned(), position: row.get(2)? })
+}

@@ -1,0 +1,358 @@
+//! A restore on SQLite: a new file beside, without a journal, which takes the place of the one that is there when it is
+//! complete and on the disk. Whatever ends the process before, the file that is there is as it was.
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    str::FromStr,
+    sync::Arc,
+};
+
+use ledger_core::{Head, PARTITIONS, Partition, Timestamp};
+use sqlx::{
+    AssertSqlSafe, ConnectOptions, Connection, Row, SqliteConnection,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
+};
+
+use super::{MIGRATIONS, Sqlite, index, log, version};
+use crate::{
+    StoreError,
+    restore::{Found, Log, MADE_FROM_LOG, Part, Parts, RestoreError, RestorePoint, Restored, Target},
+    row::{self, stored},
+    schema,
+};
+
+/// Of the new file in memory while it is written, in KiB, as SQLite writes it: negative.
+const CACHE: &str = "-65536";
+/// A look-up for each row; the events of a new file cannot be there already.
+const CHECK_OF_EACH_INSERT: &str = "events_are_not_replaced";
+
+impl Sqlite {
+    /// Looks what the file holds.
+    pub(crate) async fn look(url: &str) -> Result<Found, StoreError> {
+        let path = path_of(url)?;
+        match fs::metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
+            Err(error) => return Err(StoreError::Address(format!("cannot read {}: {error}", path.display()))),
+            Ok(file) if file.len() == 0 => return Ok(Found::Nothing),
+            Ok(_) => {}
+        }
+        let mut connection = existing(&path)?.connect().await?;
+        let tables: i64 = sqlx::query_scalar("select count(*) from sqlite_master where type = 'table'")
+            .fetch_one(&mut connection)
+            .await
+            .map_err(|error| StoreError::Schema(format!("{} is no SQLite database: {error}", path.display())))?;
+        if tables == 0 {
+            return Ok(Found::Nothing);
+        }
+        schema::check(version(&mut connection).await, &MIGRATIONS, &path.display().to_string())?;
+        let has_events = has_events(&mut connection).await?;
+        connection.close().await?;
+        Ok(if has_events { Found::Ledger } else { Found::EmptyLedger })
+    }
+
+    /// Puts a log into the file.
+    pub(crate) async fn restore(url: &str, target: Target, log: Arc<Log>) -> Result<Restored, RestoreError> {
+        let path = path_of(url)?;
+        if target == Target::Empty && Self::look(url).await? == Found::Ledger {
+            return Err(RestoreError::NotEmpty(path.display().to_string()));
+        }
+        let next = Next::create(&path)?;
+        let events = fill(&next.path, &path, &log).await?;
+        next.lock.sync_all().map_err(|error| files("write", &next.path, &error))?;
+        let kept = take_place(next, &path, target, &log).await?;
+        Ok(Restored { events, kept })
+    }
+
+    /// Removes the file and what stands beside it.
+    pub(crate) async fn remove_ledger(&self) -> Result<(), StoreError> {
+        self.close().await;
+        for suffix in ["-wal", "-shm", "-rebuild.lock", ""] {
+            match fs::remove_file(beside(Path::new(self.file()), suffix)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(sqlx::Error::Io(error).into()),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn restore_points(&self) -> Result<Vec<RestorePoint>, StoreError> {
+        let sql = "select partition, epoch, position, hash, restored_at, archive_id from restores order by epoch, partition";
+        let rows = sqlx::query(sql).fetch_all(self.readers()).await?;
+        rows.iter()
+            .map(|row| {
+                let at = Timestamp::parse(row.try_get(4)?);
+                let (number, epoch, position) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+                row::restore_point(number, epoch, position, row.try_get(3)?, row.try_get(5)?, at)
+            })
+            .collect()
+    }
+}
+
+/// The new file, and the lock that lets one restore write it at a time. It is removed when it does not come to anything.
+struct Next {
+    path: PathBuf,
+    lock: File,
+    is_in_place: bool,
+}
+
+impl Next {
+    fn create(path: &Path) -> Result<Self, RestoreError> {
+        let next = beside(path, ".importing");
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&next)
+            .map_err(|error| files("write", &next, &error))?;
+        let in_use = || RestoreError::InUse(format!("another restore into {} is running; wait for it", path.display()));
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(in_use()),
+            Err(TryLockError::Error(error)) => return Err(files("lock", &next, &error)),
+        }
+        // Whoever had the lock before may have put this very file in its place, which is the ledger now.
+        let is_the_same = |file: &fs::Metadata, named: &fs::Metadata| file.ino() == named.ino() && file.dev() == named.dev();
+        match (lock.metadata(), fs::metadata(&next)) {
+            (Ok(file), Ok(named)) if is_the_same(&file, &named) => {}
+            _ => return Err(in_use()),
+        }
+        // What a restore that was killed left.
+        lock.set_len(0).map_err(|error| files("write", &next, &error))?;
+        let _ = fs::remove_file(beside(&next, "-journal"));
+        Ok(Self { path: next, lock, is_in_place: false })
+    }
+}
+
+impl Drop for Next {
+    fn drop(&mut self) {
+        if !self.is_in_place {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Writes the whole file.
+async fn fill(next: &Path, old: &Path, log: &Arc<Log>) -> Result<u64, RestoreError> {
+    let mut connection = SqliteConnectOptions::new()
+        .filename(next)
+        .journal_mode(SqliteJournalMode::Off)
+        .synchronous(SqliteSynchronous::Off)
+        .pragma("cache_size", CACHE)
+        .pragma("temp_store", "memory")
+        .disable_statement_logging()
+        .connect()
+        .await?;
+    schema::migrator(&MIGRATIONS).run(&mut connection).await?;
+    let trigger: String = sqlx::query_scalar("select sql from sqlite_master where type = 'trigger' and name = ?")
+        .bind(CHECK_OF_EACH_INSERT)
+        .fetch_one(&mut connection)
+        .await?;
+    take_along(&mut connection, old).await?;
+    sqlx::raw_sql(AssertSqlSafe(format!("begin; drop trigger {CHECK_OF_EACH_INSERT}"))).execute(&mut connection).await?;
+    let mut parts = Parts::start(log.clone(), |part, hand_on| hand_on(part));
+    let mut written = Ok(());
+    while let Some(part) = parts.parts.recv().await {
+        written = match &part {
+            Part::Events(events) => log::insert(&mut connection, events).await,
+            Part::Indexes(entries) => index::insert(&mut connection, entries).await,
+        };
+        if written.is_err() {
+            break;
+        }
+    }
+    let produced = parts.end().await?;
+    written?;
+    write_heads(&mut connection, &log.next_heads()).await?;
+    for point in log.points().chain(produced.points) {
+        write_point(&mut connection, &point).await?;
+    }
+    sqlx::raw_sql(AssertSqlSafe(format!("{trigger}; commit"))).execute(&mut connection).await?;
+    connection.close().await?;
+    Ok(produced.events)
+}
+
+/// What the log does not make is taken over from the file that is replaced, as far as it can be read.
+async fn take_along(connection: &mut SqliteConnection, old: &Path) -> Result<(), RestoreError> {
+    if !old.is_file() {
+        return Ok(());
+    }
+    let attached = sqlx::query("attach ? as old").bind(old.display().to_string()).execute(&mut *connection).await;
+    if let Err(error) = attached {
+        tracing::warn!(%error, "the file that is replaced cannot be read");
+        return Ok(());
+    }
+    let tables: Result<Vec<String>, _> = sqlx::query_scalar(
+        "select m.name from sqlite_master m join old.sqlite_master o on o.type = 'table' and o.name = m.name \
+         where m.type = 'table' and m.name <> '_sqlx_migrations' and m.name not like 'sqlite_%'",
+    )
+    .fetch_all(&mut *connection)
+    .await;
+    match tables {
+        Ok(tables) => {
+            let others = tables.iter().map(String::as_str).filter(|table| !MADE_FROM_LOG.contains(table));
+            for table in others.chain(["restores"]) {
+                let copy = format!("insert into main.{table} select * from old.{table}");
+                if let Err(error) = sqlx::query(AssertSqlSafe(copy)).execute(&mut *connection).await {
+                    tracing::warn!(%error, table, "the table could not be read, and is empty now");
+                }
+            }
+        }
+        Err(error) => tracing::warn!(%error, "the file that is replaced cannot be read"),
+    }
+    sqlx::query("detach old").execute(connection).await?;
+    Ok(())
+}
+
+async fn write_heads(connection: &mut SqliteConnection, heads: &[Head; PARTITIONS]) -> Result<(), RestoreError> {
+    for table in ["partition_heads", "index_checkpoints"] {
+        for (partition, head) in Partition::all().zip(heads) {
+            let sql = format!("update {table} set epoch = ?, position = ?, hash = ? where partition = ?");
+            sqlx::query(AssertSqlSafe(sql))
+                .bind(i64::from(head.epoch.0))
+                .bind(stored(head.position.0))
+                .bind(head.hash.0.to_vec())
+                .bind(i64::from(partition.number()))
+                .execute(&mut *connection)
+                .await?;
+        }
+    }
+    Ok(())
+}
+
+async fn write_point(connection: &mut SqliteConnection, point: &RestorePoint) -> Result<(), RestoreError> {
+    sqlx::query(
+        "insert or ignore into restores (partition, epoch, position, hash, restored_at, archive_id) values (?, ?, ?, ?, ?, ?)",
+    )
+    .bind(i64::from(point.partition.number()))
+    .bind(i64::from(point.head.epoch.0))
+    .bind(stored(point.head.position.0))
+    .bind(point.head.hash.0.to_vec())
+    .bind(point.restored_at.to_string())
+    .bind(point.archive_id.clone())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Puts the new file in the place of the old one, which nobody may have open: whoever had would go on with a file that has
+/// no name any more.
+async fn take_place(
+    mut next: Next,
+    path: &Path,
+    target: Target,
+    log: &Log,
+) -> Result<Option<String>, RestoreError> {
+    let mut kept = None;
+    let mut old = None;
+    if fs::metadata(path).is_ok_and(|file| file.len() > 0) {
+        old = alone(path, target).await?;
+        if target == Target::Replace {
+            let aside = beside(path, &format!(".before-{}", log.epoch.0));
+            keep(path, &aside)?;
+            kept = Some(aside.display().to_string());
+        }
+    }
+    // A write-ahead log that is left belongs to the old file, and would be taken for the new one's.
+    for suffix in ["-wal", "-shm"] {
+        match fs::remove_file(beside(path, suffix)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(files("remove", &beside(path, suffix), &error));
+            }
+            _ => {}
+        }
+    }
+    fs::rename(&next.path, path).map_err(|error| files("put in place", &next.path, &error))?;
+    next.is_in_place = true;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| files("write", folder, &error))?;
+    if let Some(old) = old {
+        // Held until now, so that nobody could begin to use the old file.
+        let _ = old.close().await;
+    }
+    Ok(kept)
+}
+
+/// A connection that holds the old file for itself, with its write-ahead log folded in; none when it is too damaged for
+/// that.
+async fn alone(path: &Path, target: Target) -> Result<Option<SqliteConnection>, RestoreError> {
+    let in_use = || {
+        RestoreError::InUse(format!(
+            "{} is in use; stop the service (and every other program that has it open), then run this again",
+            path.display()
+        ))
+    };
+    let attempt = async {
+        let mut connection = existing(path)?.connect().await?;
+        // Leaving the mode of the write-ahead log takes the file for oneself.
+        let mode: String = sqlx::query_scalar("pragma journal_mode = delete").fetch_one(&mut connection).await?;
+        sqlx::query("begin exclusive").execute(&mut connection).await?;
+        Ok::<_, StoreError>((connection, mode))
+    };
+    let (mut connection, mode) = match attempt.await {
+        Ok(alone) => alone,
+        Err(StoreError::Database(sqlx::Error::Database(refusal))) => {
+            let code = refusal.code().and_then(|code| code.parse::<u32>().ok()).unwrap_or_default();
+            // SQLITE_BUSY and SQLITE_LOCKED with all their kinds.
+            return match code & 0xff {
+                5 | 6 => Err(in_use()),
+                _ if target == Target::Replace => Ok(None),
+                _ => Err(StoreError::Schema(format!("{}: {}", path.display(), refusal.message())).into()),
+            };
+        }
+        Err(error) => return Err(error.into()),
+    };
+    if mode == "wal" {
+        return Err(in_use());
+    }
+    if target == Target::Empty && has_events(&mut connection).await.unwrap_or(false) {
+        return Err(RestoreError::NotEmpty(path.display().to_string()));
+    }
+    Ok(Some(connection))
+}
+
+/// Gives the old file another name besides its own. At every moment something stands under its own.
+fn keep(path: &Path, aside: &Path) -> Result<(), RestoreError> {
+    for suffix in ["-wal", "-shm", ""] {
+        let (from, to) = (beside(path, suffix), beside(aside, suffix));
+        if from.exists() {
+            fs::hard_link(&from, &to)
+                // Some file systems know only one name for a file.
+                .or_else(|_| fs::copy(&from, &to).and_then(|_| File::open(&to)?.sync_all()))
+                .map_err(|error| files("keep", &from, &error))?;
+        }
+    }
+    Ok(())
+}
+
+async fn has_events(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar("select exists (select 1 from events)").fetch_one(connection).await
+}
+
+fn existing(path: &Path) -> Result<SqliteConnectOptions, StoreError> {
+    Ok(SqliteConnectOptions::from_str("sqlite://")?
+        .filename(path)
+        .create_if_missing(false)
+        .busy_timeout(std::time::Duration::from_millis(500))
+        .disable_statement_logging())
+}
+
+fn path_of(url: &str) -> Result<PathBuf, StoreError> {
+    let options = super::options(url)?;
+    Ok(options.get_filename().to_path_buf())
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+fn files(what: &str, path: &Path, error: &io::Error) -> RestoreError {
+    RestoreError::Files(format!(
+        "cannot {what} {}: {error}; check that its folder exists, may be written to and has room",
+        path.display()
+    ))
+}

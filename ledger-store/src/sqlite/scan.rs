@@ -1,0 +1,177 @@
+//! Reads the log in bulk, by a connection of its own that lends each column as it lies in the page: the driver for all
+//! else copies every column of every row and hands it to another thread, which costs several times the reading.
+
+use ledger_core::{Event, Partition, Position};
+use rusqlite::{Connection, OpenFlags, types::ValueRef};
+use uuid::Uuid;
+
+use super::{BUSY_TIMEOUT, Sqlite, rows};
+use crate::{
+    DamagedRow, StoreError,
+    row::{COLUMNS, Damage, EventRow, Texts, stored},
+    scan::Rows,
+};
+
+/// What the connection keeps of the file in memory, in KiB, as SQLite writes it: negative. Enough for the inner pages of a
+/// large table and its index; of the others, each is visited once for each partition.
+const CACHE: i64 = -16_384;
+
+/// Reads page after page.
+#[derive(Debug)]
+pub(crate) struct Reader {
+    file: std::sync::Arc<str>,
+    /// Opened when it is needed first.
+    connection: Option<Connection>,
+    texts: Texts,
+}
+
+impl Sqlite {
+    pub(crate) fn reader(&self) -> Reader {
+        Reader { file: self.file.clone(), connection: None, texts: Texts::default() }
+    }
+}
+
+impl Reader {
+    /// At most `limit` rows after `after`, up to and with `to`, in order. Blocks.
+    pub(crate) fn page(
+        &mut self,
+        partition: Partition,
+        after: Position,
+        to: Position,
+        limit: usize,
+    ) -> Result<Rows, StoreError> {
+        let connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => open(&self.file).map_err(failed)?,
+        };
+        let page = self.read(&connection, partition, after, to, limit);
+        self.connection = Some(connection);
+        page
+    }
+
+    fn read(
+        &mut self,
+        connection: &Connection,
+        partition: Partition,
+        after: Position,
+        to: Position,
+        limit: usize,
+    ) -> Result<Rows, StoreError> {
+        let sql = format!(
+            "select {COLUMNS} from events where partition = ? and position > ? and position <= ? order by position limit ?"
+        );
+        let mut statement = connection.prepare(&sql).map_err(failed)?;
+        let (to, limit) = (i64::try_from(to.0).unwrap_or(i64::MAX), i64::try_from(limit).unwrap_or(i64::MAX));
+        let mut found = statement.query((partition.number(), stored(after.0), to, limit)).map_err(failed)?;
+        let mut rows = Vec::new();
+        while let Some(row) = found.next().map_err(failed)? {
+            rows.push(read(row, partition, &mut self.texts)?);
+        }
+        Ok(rows)
+    }
+}
+
+pub(super) fn open(file: &str) -> rusqlite::Result<Connection> {
+    let connection =
+        Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.pragma_update(None, "query_only", true)?;
+    connection.pragma_update(None, "cache_size", CACHE)?;
+    Ok(connection)
+}
+
+pub(super) fn failed(error: rusqlite::Error) -> StoreError {
+    StoreError::Database(sqlx::Error::Io(std::io::Error::other(error)))
+}
+
+/// Reads a row of the columns [`COLUMNS`].
+fn read(
+    row: &rusqlite::Row<'_>,
+    partition: Partition,
+    texts: &mut Texts,
+) -> Result<Result<Event, DamagedRow>, StoreError> {
+    let position: i64 = row.get(1).map_err(failed)?;
+    let position = u64::try_from(position)
+        .map(Position)
+        .map_err(|_| StoreError::Inconsistent(format!("events holds a row at position {position} of no partition")))?;
+    let fields = |texts: &mut Texts| -> Result<Result<Event, DamagedRow>, Damage> {
+        Ok(EventRow {
+            partition,
+            position,
+            previous_position: required(row, 2, "previous_position", number)?,
+            epoch: required(row, 3, "epoch", number)?,
+            version: required(row, 4, "version", number)?,
+            amount: optional(row, 5, "amount", number)?,
+            released: required(row, 6, "released", number)?,
+            remaining: optional(row, 7, "remaining", number)?,
+            balance: required(row, 8, "balance", number)?,
+            frozen: required(row, 9, "frozen", number)?,
+            expires_at: optional(row, 10, "expires_at", text)?
+                .map(|text| rows::time("expires_at", text))
+                .transpose()?,
+            recorded_at: rows::time("recorded_at", required(row, 11, "recorded_at", text)?)?,
+            transaction_id: required(row, 12, "transaction_id", uuid)?,
+            account_id: required(row, 13, "account_id", uuid)?,
+            related_id: optional(row, 14, "related_id", uuid)?,
+            operation_id: required(row, 15, "operation_id", uuid)?,
+            batch_id: optional(row, 16, "batch_id", uuid)?,
+            batch_size: optional(row, 17, "batch_size", number)?,
+            batch_index: optional(row, 18, "batch_index", number)?,
+            schema_version: required(row, 19, "schema_version", number)?,
+            locked: rows::boolean("locked", required(row, 20, "locked", number)?)?,
+            event_type: required(row, 21, "type", text)?,
+            user_id: required(row, 22, "user_id", text)?,
+            credit_type: required(row, 23, "credit_type", text)?,
+            business_code: required(row, 24, "business_code", text)?,
+            business_id: required(row, 25, "business_id", text)?,
+            request_id: required(row, 26, "request_id", text)?,
+            actor: required(row, 27, "actor", text)?,
+            description: optional(row, 28, "description", text)?,
+            metadata: optional(row, 29, "metadata", text)?,
+            hash: required(row, 30, "hash", blob)?,
+            available: required(row, 31, "available", number)?,
+        }
+        .into_event_sharing(texts))
+    };
+    Ok(fields(texts).unwrap_or_else(|(column, reason)| Err(DamagedRow { partition, position, column, reason })))
+}
+
+type Read<'r, T> = fn(&'static str, ValueRef<'r>) -> Result<T, Damage>;
+
+fn optional<'r, T>(
+    row: &'r rusqlite::Row<'_>,
+    index: usize,
+    column: &'static str,
+    read: Read<'r, T>,
+) -> Result<Option<T>, Damage> {
+    match row.get_ref(index) {
+        Ok(ValueRef::Null) => Ok(None),
+        Ok(value) => read(column, value).map(Some),
+        Err(error) => Err((column, format!("cannot be read: {error}"))),
+    }
+}
+
+fn required<'r, T>(
+    row: &'r rusqlite::Row<'_>,
+    index: usize,
+    column: &'static str,
+    read: Read<'r, T>,
+) -> Result<T, Damage> {
+    optional(row, index, column, read)?.ok_or_else(|| (column, "cannot be read: it is null".to_owned()))
+}
+
+fn number(column: &'static str, value: ValueRef<'_>) -> Result<i64, Damage> {
+    value.as_i64().map_err(|error| (column, format!("cannot be read: {error}")))
+}
+
+fn text<'r>(column: &'static str, value: ValueRef<'r>) -> Result<&'r str, Damage> {
+    value.as_str().map_err(|error| (column, format!("cannot be read: {error}")))
+}
+
+fn blob<'r>(column: &'static str, value: ValueRef<'r>) -> Result<&'r [u8], Damage> {
+    value.as_blob().map_err(|error| (column, format!("cannot be read: {error}")))
+}
+
+fn uuid(column: &'static str, value: ValueRef<'_>) -> Result<Uuid, Damage> {
+    rows::uuid(column, text(column, value)?)
+}

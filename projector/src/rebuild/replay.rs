@@ -1,0 +1,100 @@
+//! A partition's log, folded in memory.
+
+use foldhash::HashMap;
+use ledger_core::{AccountId, Balance, Event, Freeze, Head, Partition, Position, rejection::Contradiction};
+use ledger_store::DamagedRow;
+
+use super::{BEGINNING, RebuildError};
+use crate::{checkpoint::ReadModel, fold};
+
+/// What some read models hold of a partition after an event.
+#[derive(Debug)]
+pub(super) struct Replay {
+    partition: Partition,
+    balances: Option<HashMap<AccountId, Balance>>,
+    freezes: Option<HashMap<Position, Freeze>>,
+    pub(super) at: Head,
+}
+
+/// The rows of a partition in order.
+#[derive(Debug, Default)]
+pub(super) struct Folded {
+    pub(super) balances: Vec<Balance>,
+    pub(super) freezes: Vec<Freeze>,
+}
+
+impl Replay {
+    pub(super) fn new(partition: Partition, models: &[ReadModel]) -> Self {
+        Self {
+            partition,
+            balances: models.contains(&ReadModel::Balances).then(HashMap::default),
+            freezes: models.contains(&ReadModel::Freezes).then(HashMap::default),
+            at: BEGINNING,
+        }
+    }
+
+    /// Folds the next row in: it follows the one before, and the chain holds.
+    pub(super) fn take(&mut self, row: Result<Event, DamagedRow>) -> Result<(), RebuildError> {
+        let event = row.map_err(|damage| damaged(self.partition, damage))?;
+        self.fold(&event)
+            .map_err(|contradiction| RebuildError::Contradiction { partition: self.partition, contradiction })
+    }
+
+    fn fold(&mut self, event: &Event) -> Result<(), Contradiction> {
+        fold::follows(&self.at, fold::Source::Log, event)?;
+        if let Some(balances) = &mut self.balances {
+            let id = event.account.id();
+            let after = Balance::fold(balances.get(&id), event)?;
+            balances.insert(id, after);
+        }
+        if let Some(freezes) = &mut self.freezes {
+            fold_freeze(freezes, event)?;
+        }
+        self.at = event.head();
+        Ok(())
+    }
+
+    pub(super) fn finish(self) -> Folded {
+        let mut balances: Vec<_> = self.balances.unwrap_or_default().into_values().collect();
+        let mut freezes: Vec<_> = self.freezes.unwrap_or_default().into_values().collect();
+        balances.sort_unstable_by_key(|balance| balance.account.id());
+        freezes.sort_unstable_by_key(|freeze| freeze.position);
+        Folded { balances, freezes }
+    }
+}
+
+/// Folds an event into the freezes of its partition, if it makes or touches one.
+pub(super) fn fold_freeze(freezes: &mut HashMap<Position, Freeze>, event: &Event) -> Result<(), Contradiction> {
+    if let Some(freeze) = Freeze::opened_by(event) {
+        freezes.insert(event.position, freeze);
+    }
+    let Some(id) = Freeze::touched_by(event) else { return Ok(()) };
+    let (_, _, position) = id.locate();
+    match freezes.get_mut(&position).filter(|freeze| freeze.freeze_id == id) {
+        Some(freeze) => freeze.fold(event),
+        None => Err(Contradiction {
+            position: event.position,
+            field: "related_id",
+            expected: "a freeze of this partition".to_owned(),
+            found: id.to_string(),
+        }),
+    }
+}
+
+/// A row that is no event is in the way of every read model.
+pub(super) fn damaged(partition: Partition, damage: DamagedRow) -> RebuildError {
+    let contradiction = Contradiction {
+        position: damage.position,
+        field: damage.column,
+        expected: "what the ledger writes there".to_owned(),
+        found: damage.reason,
+    };
+    RebuildError::Contradiction { partition, contradiction }
+}
+
+/// There is no event after a position, though the head says so.
+pub(super) fn gap(partition: Partition, after: Position) -> RebuildError {
+    let position = after.next();
+    let (field, expected, found) = ("position", position.to_string(), "nothing".to_owned());
+    RebuildError::Contradiction { partition, contradiction: Contradiction { position, field, expected, found } }
+}

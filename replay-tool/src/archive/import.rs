@@ -1,0 +1,121 @@
+//! `import`: an archive into an empty database.
+
+use std::{path::PathBuf, time::Instant};
+
+use clap::Args;
+use ledger_core::{Head, PARTITIONS};
+use ledger_store::{
+    Database,
+    restore::{self as store, Found},
+};
+use serde_json::json;
+
+use super::{
+    Archive,
+    Target,
+    restore::{Restored, Summary, make_read_models, next_epoch, restore},
+};
+use crate::context::{Context, Failure, Outcome, say};
+
+/// Fills an empty database from an archive: SQLite or PostgreSQL, whichever the archive came from.
+///
+/// The archive is read as a whole first; a torn, edited, mixed or incomplete one is refused, and so is a database that holds
+/// a ledger with events. Then the log is written in one step that is either done or not, the read models are made from what
+/// was written, and their digest is compared with the archive's. The ledger goes on in a new epoch, so that everybody who
+/// reads it can tell its events from those that the old one may still write.
+///
+/// A run that was killed is simply run again. No service may use the database meanwhile.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  replay-tool --database-url postgres://ledger@db/ledger import --from backup/monday\n  replay-tool --database-url sqlite://new.db import --from backup/monday --from backup/tuesday")]
+pub(crate) struct Arguments {
+    /// The archive's folder. For one that was exported with --since-manifest name the one before it first, each with
+    /// --from.
+    #[arg(long, value_name = "FOLDER", required = true)]
+    from: Vec<PathBuf>,
+}
+
+pub(crate) async fn run(context: &Context, arguments: &Arguments) -> Result<Outcome, Failure> {
+    let began = Instant::now();
+    let archive = Archive::open_all(&arguments.from).await?;
+    let (summary, was_there) = match store::look(&context.database_url).await? {
+        Found::Nothing | Found::EmptyLedger => (import(&context.database_url, &archive).await?, false),
+        Found::Ledger => (finish(&context.database_url, &archive).await?, true),
+    };
+    let equal = summary.digest == archive.manifest.digest;
+    let seconds = began.elapsed().as_secs_f64();
+    let Summary { events, accounts, freezes, digest, epoch, wrote_in, rebuilt_in, .. } = summary;
+    if context.json {
+        let document = json!({
+            "imported": true, "equal": equal, "archive_id": archive.manifest.archive_id, "epoch": epoch,
+            "events": events, "accounts": accounts, "freezes": freezes, "digest": digest,
+            "expected_digest": archive.manifest.digest, "log_was_there": was_there,
+            "write_seconds": wrote_in.as_secs_f64(), "rebuild_seconds": rebuilt_in.as_secs_f64(), "seconds": seconds,
+        });
+        say!("{document}");
+    } else {
+        say!("archive   {}\nepoch     {}", archive.manifest.archive_id, epoch.0);
+        say!("events    {events}\naccounts  {accounts}\nfreezes   {freezes}\ndigest    {digest}");
+        say!("seconds   {seconds:.1} (log {:.1}, read models {:.1})", wrote_in.as_secs_f64(), rebuilt_in.as_secs_f64());
+        if was_there {
+            say!("the log was there already from a run before; the read models were made");
+        }
+        if equal {
+            say!("imported; the digest is the archive's");
+        } else {
+            say!("IMPORTED, BUT THE DIGEST IS NOT THE ARCHIVE'S ({}): run replay-tool verify", archive.manifest.digest);
+        }
+    }
+    Ok(Outcome::of(equal))
+}
+
+/// Puts an archive into an empty database.
+pub(crate) async fn import(database_url: &str, archive: &Archive) -> Result<Summary, Failure> {
+    let events = archive.clone();
+    let restored = Restored {
+        archive_id: archive.manifest.archive_id.to_string(),
+        epoch: next_epoch(archive.manifest.epoch),
+        heads: archive.manifest.heads,
+        events: Box::new(move |partition| Box::new(events.events(partition))),
+        appends_are_held: false,
+    };
+    restore(database_url, Target::Empty, restored).await
+}
+
+/// Finishes an import that was killed after the log was written: recognised by the archive's id and by the heads, which
+/// must be where the archive put them.
+async fn finish(database_url: &str, archive: &Archive) -> Result<Summary, Failure> {
+    let database = Database::open_existing(database_url).await?;
+    let heads = database.heads().await?;
+    let epoch = heads[0].epoch;
+    let points = store::points(&database).await?;
+    let id = archive.manifest.archive_id.to_string();
+    let ours = points.iter().filter(|point| point.head.epoch == epoch && point.archive_id == id).count();
+    if ours != PARTITIONS || !stands_at(&heads, &archive.manifest.heads, heads[0]) {
+        let place = database.describe();
+        database.close().await;
+        return Err(Failure::new(format!(
+            "{place} holds a ledger with events already; name an empty database, or use `recover`, which keeps what is there"
+        )));
+    }
+    let began = Instant::now();
+    let rebuilt = make_read_models(&database).await;
+    database.close().await;
+    let rebuilt = rebuilt?;
+    Ok(Summary {
+        events: archive.events_count(),
+        accounts: rebuilt.accounts,
+        freezes: rebuilt.freezes,
+        digest: rebuilt.digest,
+        epoch,
+        kept: None,
+        wrote_in: std::time::Duration::ZERO,
+        rebuilt_in: began.elapsed(),
+    })
+}
+
+/// Whether the heads are the archive's, in one new epoch.
+fn stands_at(heads: &[Head; PARTITIONS], archived: &[Head; PARTITIONS], first: Head) -> bool {
+    heads.iter().zip(archived).all(|(head, archived)| {
+        head.epoch == first.epoch && head.position == archived.position && head.hash == archived.hash
+    })
+}

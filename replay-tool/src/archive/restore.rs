@@ -1,0 +1,125 @@
+//! An archive, or any whole log, into a database.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use ledger_core::{Epoch, Event, Hash, Head, PARTITIONS, Partition, Timestamp};
+use ledger_store::{
+    Database, StoreError,
+    error::chain,
+    restore::{Log, RestoreError, Target},
+};
+use projector::rebuild::{self, RebuildError};
+
+use crate::{context::Failure, progress::Progress};
+
+/// A partition's events, in order. Reading them may block.
+pub(crate) type Events = Box<dyn Iterator<Item = Result<Event, Failure>> + Send>;
+
+/// A whole log that is to be put into a database.
+pub(crate) struct Restored {
+    /// Names where it comes from in the table `restores`.
+    pub(crate) archive_id: String,
+    /// The epoch in which the ledger goes on; each event must be of an older one.
+    pub(crate) epoch: Epoch,
+    /// Where the log of each partition ends. The epochs play no part.
+    pub(crate) heads: [Head; PARTITIONS],
+    pub(crate) events: Box<dyn Fn(Partition) -> Events + Send + Sync>,
+    /// The caller holds PostgreSQL's lock of appends in a session of its own.
+    pub(crate) appends_are_held: bool,
+}
+
+/// What a restore came to.
+#[derive(Debug, Clone)]
+pub(crate) struct Summary {
+    pub(crate) events: u64,
+    pub(crate) accounts: u64,
+    pub(crate) freezes: u64,
+    /// Of the read models that were made from what was written.
+    pub(crate) digest: Hash,
+    pub(crate) epoch: Epoch,
+    /// Where the ledger that was there is kept: a schema, or a file.
+    pub(crate) kept: Option<String>,
+    /// How long it took to write the log and its indexes.
+    pub(crate) wrote_in: Duration,
+    /// How long it took to make the read models.
+    pub(crate) rebuilt_in: Duration,
+}
+
+/// The epoch after a restore of a log: the largest of its newest + 1, what else is known to be taken + 1, and the time in
+/// Unix seconds, so that two restores of one archive differ.
+pub(crate) fn next_epoch(newest: Epoch) -> Epoch {
+    let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    Epoch(u32::try_from(seconds).unwrap_or(u32::MAX).max(newest.0.saturating_add(1)))
+}
+
+/// Now, as the ledger writes it.
+pub(crate) fn now() -> Timestamp {
+    let micros = chrono::Utc::now().timestamp_micros();
+    Timestamp::from_micros(micros).unwrap_or_else(|| Timestamp::from_micros(0).unwrap_or_else(|| unreachable!("1970")))
+}
+
+/// Puts exactly these events into the database, in one step that is either done or not, and makes the read models.
+///
+/// With [`Target::Replace`] the ledger that is there is kept aside. On SQLite nobody may have the file open.
+///
+/// # Errors
+///
+/// When the events do not follow one another up to the heads, or the database cannot be written: nothing was changed then.
+/// When the read models could not be made: `replay-tool rebuild` makes them.
+pub(crate) async fn restore(database_url: &str, target: Target, restored: Restored) -> Result<Summary, Failure> {
+    let began = Instant::now();
+    let Restored { archive_id, epoch, heads, events, appends_are_held } = restored;
+    let progress = Arc::new(Progress::new("writing"));
+    progress.expect(heads.iter().map(|head| head.position.0).sum());
+    let shown = progress.clone();
+    let log = Log {
+        archive_id,
+        epoch,
+        heads,
+        restored_at: now(),
+        events: Box::new(move |partition| Box::new(events(partition).map(|event| event.map_err(|why| why.to_string())))),
+        progress: Box::new(move |events| shown.advance(events)),
+        appends_are_held,
+    };
+    let written = ledger_store::restore::restore(database_url, target, log).await;
+    progress.finish();
+    let written = written.map_err(failure)?;
+    let wrote_in = began.elapsed();
+    let database = Database::open_existing(database_url).await?;
+    let rebuilt = make_read_models(&database).await;
+    database.close().await;
+    let rebuilt = rebuilt?;
+    Ok(Summary {
+        events: written.events,
+        accounts: rebuilt.accounts,
+        freezes: rebuilt.freezes,
+        digest: rebuilt.digest,
+        epoch,
+        kept: written.kept,
+        wrote_in,
+        rebuilt_in: rebuilt.took,
+    })
+}
+
+/// Makes the read models from what is in the database.
+pub(crate) async fn make_read_models(database: &Database) -> Result<rebuild::Rebuilt, Failure> {
+    let bar = Progress::new("rebuilding");
+    let rebuilt = rebuild::rebuild(database, &mut |progress| bar.set(progress.done, progress.all)).await;
+    bar.finish();
+    rebuilt.map_err(|error| match error {
+        RebuildError::Store(error) => error.into(),
+        other => Failure::new(format!("the log is restored, but the read models were not made: {other}")),
+    })
+}
+
+/// Why nothing was put there, in one line.
+fn failure(error: RestoreError) -> Failure {
+    match error {
+        RestoreError::Store(StoreError::Database(error)) => error.into(),
+        RestoreError::Store(error) => Failure::new(chain(&error)),
+        other => Failure::new(other.to_string()),
+    }
+}

@@ -1,0 +1,79 @@
+//! What every command has in common: where the ledger is, how to answer, and how to end.
+
+use std::process::ExitCode;
+
+use ledger_store::{Database, StoreError, error::chain};
+
+/// Prints a line. Whoever reads may have gone: the exit code still tells.
+macro_rules! say {
+    ($($line:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stdout(), $($line)*);
+    }};
+}
+pub(crate) use say;
+
+/// What was asked for besides the command itself.
+#[derive(Debug, Clone)]
+pub(crate) struct Context {
+    pub(crate) database_url: String,
+    /// Print the result as one JSON document.
+    pub(crate) json: bool,
+}
+
+impl Context {
+    /// Opens the ledger's database as it is; a database without a ledger is refused.
+    pub(crate) async fn open(&self) -> Result<Database, Failure> {
+        Ok(Database::open_existing(&self.database_url).await?)
+    }
+}
+
+/// How a command that could run came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Done, and nothing is wrong: exit code 0.
+    Consistent,
+    /// Something that cannot be was found and named: exit code 1.
+    Inconsistent,
+}
+
+impl Outcome {
+    pub(crate) const fn of(consistent: bool) -> Self {
+        if consistent { Self::Consistent } else { Self::Inconsistent }
+    }
+}
+
+impl From<Outcome> for ExitCode {
+    fn from(outcome: Outcome) -> Self {
+        Self::from(u8::from(outcome == Outcome::Inconsistent))
+    }
+}
+
+/// Why a command could not run: exit code 2, and one line that says what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Failure(String);
+
+impl Failure {
+    pub(crate) fn new(why: impl Into<String>) -> Self {
+        Self(why.into())
+    }
+}
+
+impl From<StoreError> for Failure {
+    fn from(error: StoreError) -> Self {
+        Self(chain(&error))
+    }
+}
+
+impl From<sqlx::Error> for Failure {
+    fn from(error: sqlx::Error) -> Self {
+        StoreError::from(error).into()
+    }
+}
+
+/// One line for a failure, whatever it is made of.
+pub(crate) fn could_not_run(failure: &Failure) -> ExitCode {
+    eprintln!("replay-tool: {}", failure.0.replace('\n', " "));
+    ExitCode::from(2)
+}

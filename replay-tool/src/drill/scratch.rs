@@ -1,0 +1,144 @@
+//! Where a drill works, and how nothing of it is left.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+};
+
+use ledger_store::{
+    Database,
+    restore::{self, Found},
+};
+use tempfile::TempDir;
+
+use crate::{archive::Manifest, context::Failure};
+
+/// What the folders of drills are called.
+const PREFIX: &str = "ledger-drill-";
+/// In the folder: locked as long as its drill runs.
+const LOCK_NAME: &str = "lock";
+/// What the table `restores` of a scratch database names, so that the next drill knows that nobody needs it.
+const ARCHIVE_ID_PREFIX: &str = "drill:";
+
+/// The name that an archive has in a scratch database.
+pub(super) fn archive_id(manifest: &Manifest) -> String {
+    format!("{ARCHIVE_ID_PREFIX}{}", manifest.archive_id)
+}
+
+/// The folder of one drill, gone with the value.
+pub(super) struct WorkFolder {
+    folder: TempDir,
+    _lock: File,
+}
+
+impl WorkFolder {
+    /// Makes a folder, after what killed drills left was removed.
+    pub(super) fn create(parent: Option<&Path>) -> Result<Self, Failure> {
+        let parent = parent.map_or_else(std::env::temp_dir, Path::to_owned);
+        let failed = |error: &std::io::Error| {
+            Failure::new(format!("cannot work in {}: {error}; name another folder with --folder", parent.display()))
+        };
+        sweep(&parent);
+        let folder = tempfile::Builder::new().prefix(PREFIX).tempdir_in(&parent).map_err(|error| failed(&error))?;
+        let lock = File::create(folder.path().join(LOCK_NAME)).map_err(|error| failed(&error))?;
+        lock.lock().map_err(|error| failed(&error))?;
+        Ok(Self { folder, _lock: lock })
+    }
+
+    pub(super) fn archive(&self) -> PathBuf {
+        self.folder.path().join("archive")
+    }
+
+    /// Keeps it, and tells where it is. Without its lock's file the next drill lets it be.
+    pub(super) fn keep(mut self) -> PathBuf {
+        let _ = fs::remove_file(self.folder.path().join(LOCK_NAME));
+        self.folder.disable_cleanup(true);
+        self.folder.path().to_owned()
+    }
+}
+
+/// Removes the folders of drills that were killed: those whose lock nobody holds.
+fn sweep(parent: &Path) {
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let is_drill = entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX));
+        if is_drill
+            && let Ok(lock) = File::open(entry.path().join(LOCK_NAME))
+            && lock.try_lock().is_ok()
+        {
+            // Another drill may be sweeping, too.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// The database that is restored into.
+pub(super) struct Scratch {
+    url: String,
+    place: String,
+}
+
+impl Scratch {
+    /// The database at `url`, which must be empty or left by a drill; without one a file in the folder.
+    pub(super) async fn choose(url: Option<&str>, folder: &WorkFolder, served: &str) -> Result<Self, Failure> {
+        let Some(url) = url else {
+            let file = folder.folder.path().join("scratch.db");
+            return Ok(Self { url: format!("sqlite://{}", file.display()), place: file.display().to_string() });
+        };
+        let refused = || {
+            Failure::new(format!(
+                "--scratch-url: that database holds a ledger already; name an empty PostgreSQL database or a SQLite file that \
+                 does not exist yet (the ledger itself is {served})"
+            ))
+        };
+        match restore::look(url).await.map_err(|error| Failure::new(format!("--scratch-url: {}", Failure::from(error))))? {
+            Found::Nothing => {}
+            // It has tables that this drill would have to remove, and did not make.
+            Found::EmptyLedger => return Err(refused()),
+            Found::Ledger => {
+                let database = Database::open_existing(url).await?;
+                if database.describe() == served || !is_left_by_a_drill(&database).await? {
+                    database.close().await;
+                    return Err(refused());
+                }
+                restore::remove(&database).await?;
+                database.close().await;
+            }
+        }
+        // Without the password that the address may hold.
+        let place = match url.split_once('@') {
+            Some((_, place)) => place.to_owned(),
+            None => url.to_owned(),
+        };
+        Ok(Self { url: url.to_owned(), place })
+    }
+
+    pub(super) fn url(&self) -> &str {
+        &self.url
+    }
+
+    pub(super) fn place(&self) -> &str {
+        &self.place
+    }
+
+    /// Removes what was restored, if anything was.
+    pub(super) async fn remove(&self) -> Result<(), Failure> {
+        if restore::look(&self.url).await? == Found::Nothing {
+            return Ok(());
+        }
+        let database = Database::open_existing(&self.url).await?;
+        restore::remove(&database).await?;
+        database.close().await;
+        Ok(())
+    }
+}
+
+/// Whether the ledger was put there by a drill, and nothing was written to it since.
+async fn is_left_by_a_drill(database: &Database) -> Result<bool, Failure> {
+    let heads = database.heads().await?;
+    let points = restore::points(database).await?;
+    Ok(heads.iter().enumerate().all(|(index, head)| {
+        points.iter().any(|point| {
+            point.partition.index() == index && point.head == *head && point.archive_id.starts_with(ARCHIVE_ID_PREFIX)
+        })
+    }))
+}

@@ -1,0 +1,215 @@
+//! What the database is like before anything is done to it.
+
+use std::str::FromStr;
+
+use ledger_core::{Head, PARTITIONS};
+use ledger_store::{Database, StoreError, error::chain, restore::Target};
+use serde::Serialize;
+use serde_json::{Value, json};
+use sqlx::{ConnectOptions, Connection, PgConnection, postgres::PgConnectOptions, sqlite::SqliteConnectOptions};
+
+use super::backup::sqlite_file;
+use crate::{
+    context::Failure,
+    finding::{Findings, Kind},
+    progress::Progress,
+    verify,
+};
+
+/// The tables without which there is no ledger.
+const TABLES: [&str; 2] = ["events", "partition_heads"];
+/// Tables that tell that there was one.
+const TRACES: [&str; 5] = ["index_checkpoints", "balances", "freezes", "projection_checkpoints", "restores"];
+/// Findings that are named in a report; `verify` names more.
+const FINDINGS_MAX: usize = 1_000;
+
+/// The states that a database is found in, from the worst.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum State {
+    /// There is no file.
+    Absent,
+    /// There is a database without a ledger, or with one that never had an event.
+    Empty,
+    /// Something is there, and it cannot be read as a ledger.
+    Unreadable,
+    /// The log, its heads or its indexes are damaged.
+    LogDamaged,
+    /// The log is sound; what is made from it is not.
+    ReadModelsDamaged,
+    Sound,
+}
+
+impl State {
+    /// How bad it is, in one word.
+    pub(super) const fn severity(self) -> &'static str {
+        match self {
+            Self::Absent | Self::Empty | Self::Unreadable | Self::LogDamaged => "severe",
+            Self::ReadModelsDamaged => "moderate",
+            Self::Sound => "none",
+        }
+    }
+
+    /// What to restore into.
+    pub(super) const fn target(self) -> Target {
+        match self {
+            Self::Absent | Self::Empty => Target::Empty,
+            _ => Target::Replace,
+        }
+    }
+
+    /// Whether there is anything that a backup could keep.
+    pub(super) const fn has_something(self) -> bool {
+        !matches!(self, Self::Absent)
+    }
+}
+
+/// The database, as it was found.
+#[derive(Debug)]
+pub(super) struct Examined {
+    pub(super) state: State,
+    pub(super) why: String,
+    /// Where it can be opened.
+    pub(super) database: Option<Database>,
+    pub(super) heads: Option<[Head; PARTITIONS]>,
+    pub(super) digest: Option<String>,
+    pub(super) findings: Value,
+}
+
+impl Examined {
+    fn without(state: State, why: impl Into<String>) -> Self {
+        Self { state, why: why.into(), database: None, heads: None, digest: None, findings: Value::Null }
+    }
+
+    pub(super) fn to_json(&self) -> Value {
+        json!({ "state": self.state, "severity": self.state.severity(), "why": self.why, "digest": self.digest,
+            "findings": self.findings })
+    }
+}
+
+/// Looks at the database, and changes nothing about it.
+pub(super) async fn examine(url: &str) -> Result<Examined, Failure> {
+    let tables = match tables(url).await? {
+        Ok(tables) => tables,
+        Err(examined) => return Ok(examined),
+    };
+    let missing: Vec<_> = TABLES.iter().filter(|table| !tables.iter().any(|there| there == *table)).collect();
+    let has_traces = TRACES.iter().any(|table| tables.iter().any(|there| there == table));
+    let is_file_of_others = url.starts_with("sqlite:") && !tables.is_empty();
+    if missing.len() == TABLES.len() && !has_traces && !is_file_of_others {
+        return Ok(Examined::without(State::Empty, "the database holds no ledger"));
+    }
+    if let [missing, ..] = missing[..] {
+        return Ok(Examined::without(State::Unreadable, format!("the table {missing} is gone")));
+    }
+    match Database::open_existing(url).await {
+        Ok(database) => look_inside(database).await,
+        // Another version's ledger is not ours to judge.
+        Err(StoreError::Schema(why)) if why.contains("schema version") => Err(Failure::new(why)),
+        Err(StoreError::NotDurable(why)) => Err(Failure::new(why)),
+        Err(error) => Ok(Examined::without(State::Unreadable, chain(&error))),
+    }
+}
+
+/// The tables that are there, or why there are none.
+async fn tables(url: &str) -> Result<Result<Vec<String>, Examined>, Failure> {
+    if !url.starts_with("sqlite:") {
+        let options = PgConnectOptions::from_str(url)
+            .map_err(|_| {
+                Failure::new("the address must be postgres://USER:PASSWORD@HOST:PORT/DATABASE or sqlite://FILE")
+            })?
+            .disable_statement_logging();
+        let place = options.get_database().unwrap_or("DATABASE").to_owned();
+        let mut connection = PgConnection::connect_with(&options).await.map_err(|error| {
+            Failure::new(format!(
+                "the PostgreSQL database {place} cannot be reached: {error}; start the server, or, when the database is \
+                 gone, create an empty one (createdb {place}), and run this again"
+            ))
+        })?;
+        let tables = sqlx::query_scalar(
+            "select table_name::text from information_schema.tables \
+             where table_schema = current_schema() and table_type = 'BASE TABLE'",
+        )
+        .fetch_all(&mut connection)
+        .await?;
+        return Ok(Ok(tables));
+    }
+    let file = sqlite_file(url)?;
+    match std::fs::metadata(&file) {
+        Ok(found) if found.len() > 0 => {}
+        Ok(_) => return Ok(Err(Examined::without(State::Empty, format!("{} is an empty file", file.display())))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return Ok(Err(Examined::without(State::Absent, format!("there is no file {}", file.display()))));
+        }
+        Err(error) => {
+            let file = file.display();
+            return Err(Failure::new(format!("{file} cannot be read: {error}; check who may read it and its folder")));
+        }
+    }
+    let tables = async {
+        let options = SqliteConnectOptions::from_str(url)?.create_if_missing(false).disable_statement_logging();
+        let mut connection = options.connect().await?;
+        let tables: Vec<String> = sqlx::query_scalar("select name from sqlite_master where type = 'table'")
+            .fetch_all(&mut connection)
+            .await?;
+        connection.close().await?;
+        Ok::<_, sqlx::Error>(tables)
+    };
+    Ok(tables.await.map_err(|error| Examined::without(State::Unreadable, chain(&error.into()))))
+}
+
+async fn look_inside(database: Database) -> Result<Examined, Failure> {
+    let heads = database.heads().await.ok();
+    if heads.is_some_and(|heads| heads.iter().all(|head| head.position.0 == 0)) && has_no_event(&database).await {
+        database.close().await;
+        return Ok(Examined::without(State::Empty, "the ledger has no event"));
+    }
+    let progress = Progress::new("looking at the database");
+    let verified = verify::verify(&database, &verify::Options::default(), &progress).await;
+    progress.finish();
+    let mut examined = match verified {
+        Ok(verified) => {
+            let (state, why) = judge(&verified.findings);
+            let digest = verified.digest.map(|digest| digest.to_string());
+            Examined { state, why, digest, findings: findings_json(&verified.findings), ..Examined::without(state, "") }
+        }
+        Err(error) => Examined::without(State::LogDamaged, format!("the log cannot be replayed: {error}")),
+    };
+    examined.heads = heads;
+    examined.database = Some(database);
+    Ok(examined)
+}
+
+async fn has_no_event(database: &Database) -> bool {
+    for partition in ledger_core::Partition::all() {
+        if !database.rows_after(partition, ledger_core::Position::ZERO, 1).await.is_ok_and(|rows| rows.is_empty()) {
+            return false;
+        }
+    }
+    true
+}
+
+/// The state that findings come to.
+fn judge(findings: &Findings) -> (State, String) {
+    let of = |state, what: &str| {
+        let kinds: Vec<_> = findings.kinds.iter().map(|(kind, count)| format!("{} {count}", kind.name())).collect();
+        (state, format!("{what}: {}", kinds.join(", ")))
+    };
+    let mut kinds = findings.kinds.keys().copied();
+    if findings.count == 0 {
+        (State::Sound, "everything is as a replay makes it".to_owned())
+    } else if kinds.any(|kind| kind < Kind::BalanceMismatch) {
+        of(State::LogDamaged, "the log or its heads are damaged")
+    } else if findings.kinds.keys().any(|kind| kind.name().starts_with("index_")) {
+        of(State::LogDamaged, "the indexes behind the log are damaged")
+    } else {
+        of(State::ReadModelsDamaged, "the log is sound, what is made from it is not")
+    }
+}
+
+pub(super) fn findings_json(findings: &Findings) -> Value {
+    let kinds: serde_json::Map<String, Value> =
+        findings.kinds.iter().map(|(kind, count)| (kind.name().to_owned(), json!(count))).collect();
+    let named: Vec<_> = findings.kept.iter().take(FINDINGS_MAX).collect();
+    json!({ "count": findings.count, "kinds": kinds, "named": named })
+}

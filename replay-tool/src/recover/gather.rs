@@ -1,0 +1,286 @@
+//! Everything that is known beyond the archive, and what is to be restored of it.
+
+use std::{collections::HashMap, sync::Arc};
+
+use ledger_core::{Epoch, Event, Hash, Head, PARTITIONS, Partition, Position, id::POSITION_MAX, json::LogEntry};
+use ledger_store::Database;
+use projector::publisher::restored::{self, Restored};
+use serde_json::{Value, json};
+use tokio::task::spawn_blocking;
+
+use super::{
+    base::Base,
+    candidates::{Source, Writers},
+    examine::{Examined, State},
+    loss::{self, Loss, Witness},
+    steps::Record,
+    stream,
+    tail::{Refusals, Tail},
+};
+use crate::{anchor::Anchor, archive::next_epoch, context::Failure};
+
+/// What was gathered.
+#[derive(Debug)]
+pub(super) struct Gathered {
+    pub(super) base: Arc<Base>,
+    pub(super) tail: Arc<Tail>,
+    pub(super) loss: Loss,
+    pub(super) stream: Option<stream::Read>,
+    /// The epoch in which the ledger is to go on.
+    pub(super) epoch: Epoch,
+    database: Compared,
+}
+
+/// How the database's events compare with the archive's.
+#[derive(Debug, Default, Clone)]
+struct Compared {
+    agree: usize,
+    differ: usize,
+    newest_epoch: Option<Epoch>,
+    restores: Vec<Restored>,
+}
+
+/// Reads the stream and the database beyond the archive, and judges what they hold.
+pub(super) async fn gather(
+    base: Base,
+    nats_url: Option<&str>,
+    anchor: Option<&Anchor>,
+    examined: &Examined,
+    record: &Record,
+) -> Result<Gathered, Failure> {
+    let mut candidates = Writers::create(&record.work(), "found")?;
+    let mut refused = Refusals::default();
+    let stream = match nats_url {
+        Some(url) => Some(stream::read(url, &base, &mut candidates, &mut refused).await?),
+        None => None,
+    };
+    if let Some(stream) = &stream
+        && stream.differ > 0
+        && stream.agree == 0
+    {
+        return Err(Failure::new(
+            "the stream holds other events than the archive: one of them is of another ledger; give the archive and the \
+             stream of the same one, or leave --nats-url out",
+        ));
+    }
+    let mut compared = Compared::default();
+    if let Some(database) = &examined.database {
+        compared = read_database(database, &base, stream.as_ref(), &mut candidates).await?;
+    }
+    let mut restores = compared.restores.clone();
+    restores.extend(stream.iter().flat_map(|stream| stream.restores.iter().cloned()));
+    restores.sort_by_key(|restored| restored.epoch);
+    restores.dedup_by(|a, b| a.epoch == b.epoch);
+    let candidates = candidates.finish()?;
+    let base = Arc::new(base);
+    let witnesses = witnesses(anchor, stream.as_ref(), examined);
+    let cannot_know = cannot_know(anchor, stream.as_ref(), examined, &base);
+    let (judged, known, folder) = (base.clone(), restores.clone(), record.work());
+    let (tail, loss) = spawn_blocking(move || {
+        let tail = Tail::build(&judged, &candidates, &known, &folder, refused)?;
+        let hashes = hashes_at(&judged, &tail, &witnesses)?;
+        let loss =
+            loss::loss(&tail, |partition, at| hashes.get(&(partition, at)).copied(), &witnesses, &known, cannot_know);
+        Ok::<_, Failure>((tail, loss))
+    })
+    .await
+    .unwrap_or_else(|_| Err(Failure::new("the events could not be judged: the task ended early")))?;
+    let newest = [
+        Some(base.manifest().epoch),
+        stream.as_ref().map(|stream| stream.newest_epoch),
+        compared.newest_epoch,
+        restores.last().map(|restored| restored.epoch),
+    ];
+    let epoch = next_epoch(newest.into_iter().flatten().max().unwrap_or(Epoch::FIRST));
+    Ok(Gathered { base, tail: Arc::new(tail), loss, stream, epoch, database: compared })
+}
+
+impl Gathered {
+    /// Whether the database holds all of it already.
+    pub(super) fn is_in(&self, heads: &[Head; PARTITIONS]) -> bool {
+        let same = |(a, b): (&Head, &Head)| a.position == b.position && a.hash == b.hash;
+        self.tail.heads().iter().zip(heads).all(same)
+    }
+
+    /// What a person must decide before anything is done; nothing when all is clear.
+    pub(super) fn decision(&self, examined: &Examined, replace: bool) -> Option<String> {
+        if replace {
+            return None;
+        }
+        if self.database.differ > 0 && self.database.agree == 0 {
+            return Some(
+                "the database holds other events than the archive: it is another ledger, or was changed from end to end; \
+                 give this ledger's archive, or --replace to put the archive's events in its place (what is there is kept)"
+                    .to_owned(),
+            );
+        }
+        let only: u64 = self.tail.partitions.iter().map(|partition| partition.only_in_database).sum();
+        if only > 0 && examined.state != State::Sound {
+            let named: Vec<_> = Partition::all()
+                .zip(&self.tail.partitions)
+                .filter(|(_, tail)| tail.only_in_database > 0)
+                .take(5)
+                .map(|(partition, tail)| format!("partition {partition} up to position {}", tail.only_in_database_to))
+                .collect();
+            return Some(format!(
+                "the database holds {only} events that neither the archive nor the stream has and that nothing connects with \
+                 them any more ({}): give a newer archive, or --nats-url, or --replace to go on without them (what is there \
+                 is kept)",
+                named.join(", ")
+            ));
+        }
+        if only > 0 {
+            return Some(format!(
+                "the database is sound and holds {only} events that contradict the stream: it went on from an earlier point \
+                 than the stream knows; decide which of the two happened: leave --nats-url out to keep the database, or give \
+                 --replace to restore what the stream tells"
+            ));
+        }
+        None
+    }
+
+    /// The events of a partition, as they are to be restored.
+    pub(super) fn events(&self, partition: Partition) -> Box<dyn Iterator<Item = Result<Event, Failure>> + Send> {
+        let archived = self.base.events(partition, self.tail.partitions[partition.index()].base);
+        match self.tail.events(partition) {
+            Ok(tail) => Box::new(archived.chain(tail)),
+            Err(failure) => Box::new(archived.chain(std::iter::once(Err(failure)))),
+        }
+    }
+
+    pub(super) fn to_json(&self) -> Value {
+        let sum = |of: fn(&super::tail::PartitionTail) -> u64| -> u64 { self.tail.partitions.iter().map(of).sum() };
+        let archived = sum(|tail| tail.base.0);
+        let stream = self.stream.as_ref().map(|stream| {
+            json!({ "messages": stream.messages, "first_sequence": stream.first_sequence,
+                "last_sequence": stream.last_sequence, "restores": stream.restores.len() })
+        });
+        json!({
+            "events": sum(|tail| tail.end.position.0),
+            "from_archive": archived,
+            "void_in_archive": self.base.events_count() - archived,
+            "from_stream": sum(|tail| tail.from_stream),
+            "from_database": sum(|tail| tail.from_database),
+            "only_in_database": sum(|tail| tail.only_in_database),
+            "stream": stream,
+            "batches_cut": { "count": self.tail.cut.count, "named": self.tail.cut.batches },
+            "refused": { "count": self.tail.refused.count, "named": self.tail.refused.named },
+        })
+    }
+}
+
+/// Keeps every event that the database holds beyond the archive, and compares it with the archive where both have one.
+async fn read_database(
+    database: &Database,
+    base: &Base,
+    stream: Option<&stream::Read>,
+    candidates: &mut Writers,
+) -> Result<Compared, Failure> {
+    // What cannot be read is damage, and is counted as such elsewhere.
+    let mut compared =
+        Compared { restores: restored::read_all(database).await.unwrap_or_default(), ..Compared::default() };
+    let points = || compared.restores.iter().chain(stream.iter().flat_map(|stream| stream.restores.iter()));
+    let mut from = base.heads.map(|head| head.position);
+    for restored in points() {
+        for (from, (point, head)) in from.iter_mut().zip(restored.heads.iter().zip(&base.heads)) {
+            if restored.epoch > head.epoch {
+                *from = (*from).min(point.position);
+            }
+        }
+    }
+    for partition in Partition::all() {
+        let (head, from) = (base.heads[partition.index()], from[partition.index()]);
+        // One before, to compare it with the archive's newest.
+        let mut scan = database.scan(partition, Position(from.0.saturating_sub(1)), Position(POSITION_MAX));
+        loop {
+            let rows = scan.next().await?;
+            if rows.is_empty() {
+                break;
+            }
+            for event in rows.into_iter().flatten() {
+                if event.position == head.position && event.epoch <= head.epoch {
+                    if event.hash == head.hash { compared.agree += 1 } else { compared.differ += 1 }
+                }
+                compared.newest_epoch = compared.newest_epoch.max(Some(event.epoch));
+                if event.position > head.position || event.epoch > head.epoch {
+                    let entry = serde_json::to_vec(&LogEntry(&event))
+                        .map_err(|error| Failure::new(format!("an event cannot be written as JSON: {error}")))?;
+                    candidates.push(Source::Database, &event, &entry)?;
+                }
+            }
+        }
+    }
+    Ok(compared)
+}
+
+fn witnesses(anchor: Option<&Anchor>, stream: Option<&stream::Read>, examined: &Examined) -> Vec<Witness> {
+    let mut witnesses: Vec<Witness> = anchor.map(Witness::of_anchor).into_iter().collect();
+    if let Some(stream) = stream {
+        witnesses.push(Witness { name: "the stream".to_owned(), heads: stream.newest });
+    }
+    if let Some(heads) = examined.heads {
+        witnesses.push(Witness { name: "the database's own heads".to_owned(), heads: heads.map(Some) });
+    }
+    witnesses
+}
+
+/// What is left open, in a sentence.
+fn cannot_know(
+    anchor: Option<&Anchor>,
+    stream: Option<&stream::Read>,
+    examined: &Examined,
+    base: &Base,
+) -> Option<String> {
+    if examined.heads.is_some() {
+        return None;
+    }
+    let archived = base.manifest().created_at;
+    Some(match (stream, anchor) {
+        (Some(_), Some(_)) => {
+            "what was committed after the last event that was published and after the anchor was kept \
+            cannot be known"
+                .to_owned()
+        }
+        (Some(_), None) => {
+            "what was committed and not published yet when the database was lost cannot be known: nothing \
+            but the database held it. Where the publisher's lag read 0, there was nothing of that kind"
+                .to_owned()
+        }
+        (None, Some(_)) => "what was committed after the anchor was kept cannot be known".to_owned(),
+        (None, None) => format!(
+            "neither a stream nor an anchor nor the database's own heads tell how far the log had come: whether anything \
+             was recorded after the archive of {archived}, and how much of it is lost, cannot be known"
+        ),
+    })
+}
+
+/// The hashes at the places that witnesses speak of, as far as they are restored.
+fn hashes_at(base: &Base, tail: &Tail, witnesses: &[Witness]) -> Result<HashMap<(Partition, Position), Hash>, Failure> {
+    let mut hashes = HashMap::new();
+    for partition in Partition::all() {
+        let end = tail.partitions[partition.index()].end;
+        let from = tail.partitions[partition.index()].base;
+        let mut wanted: Vec<Position> = witnesses
+            .iter()
+            .filter_map(|witness| witness.heads[partition.index()])
+            .map(|head| head.position)
+            .filter(|position| *position <= end.position)
+            .collect();
+        wanted.sort_unstable();
+        wanted.dedup();
+        for position in wanted.iter().copied().filter(|position| *position <= from) {
+            if let Some(hash) = base.hash_at(partition, position)? {
+                hashes.insert((partition, position), hash);
+            }
+        }
+        if wanted.last().is_some_and(|last| *last > from) {
+            for event in tail.events(partition)? {
+                let event = event?;
+                if wanted.binary_search(&event.position).is_ok() {
+                    hashes.insert((partition, event.position), event.hash);
+                }
+            }
+        }
+    }
+    Ok(hashes)
+}

@@ -1,0 +1,379 @@
+//! `recover`: the whole drill of a bad day, step by step, each written down as it is done.
+
+mod account;
+mod backup;
+mod base;
+mod batches;
+mod candidates;
+mod examine;
+mod gather;
+mod loss;
+mod pause;
+mod steps;
+mod stream;
+mod tail;
+mod unlock;
+
+use std::{path::PathBuf, sync::Arc};
+
+use clap::Args;
+use ledger_core::{Epoch, Partition};
+use ledger_store::Database;
+use projector::publisher::restored;
+use serde_json::{Value, json};
+
+use crate::{
+    anchor::Anchor,
+    archive::{self, Restored},
+    context::{Context, Failure, Outcome, say},
+    progress::Progress,
+    reconcile::{self, Question},
+    verify,
+};
+use base::Base;
+use examine::{Examined, State};
+use gather::Gathered;
+use pause::Pause;
+use steps::{Plan, Record};
+
+/// Brings a ledger back after a disaster: looks, keeps what is there, restores what can be proved, and reports.
+///
+/// The events come from an archive (`replay-tool export`), then from the stream on NATS, then from the damaged database
+/// itself; each is taken only if it continues the hash chain, and of an atomic batch all events or none. A sound log is
+/// not restored: damaged read models are made anew, and where nothing is wrong nothing is done.
+///
+///     replay-tool --database-url sqlite://ledger.db recover --from backup/2026-11-21 --nats-url nats://127.0.0.1:4222 --report recovery
+///
+/// What is there is kept: a copy in DIR/backup before anything is touched, and beside that the whole old ledger, on
+/// PostgreSQL in the schema ledger_before_EPOCH, on SQLite in FILE.before-EPOCH. It stops with exit code 2 and says what
+/// a person must decide where two things could be right. On SQLite stop the service first when a log is to be restored;
+/// on PostgreSQL services may run: commands are answered `503 store_unavailable` meanwhile, and after a restore each
+/// service must be started anew. It may be killed at any moment and run again with the same arguments.
+///
+/// Exit codes: 0 the ledger is consistent and nothing is known to be lost; 1 events are known to be lost, or something is
+/// still wrong: the report names it; 2 nothing was done, or it went no further: one line says why.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// The archive, a folder that `export` wrote. Archives that go on from it (`export --since-manifest`) follow, in order,
+    /// each with --from.
+    #[arg(long, value_name = "ARCHIVE", required = true, num_args = 1..)]
+    from: Vec<PathBuf>,
+    /// The NATS server whose stream CREDIT holds what happened after the archive was taken.
+    #[arg(long, value_name = "URL")]
+    nats_url: Option<String>,
+    /// Heads that were kept elsewhere (`replay-tool heads`): they tell exactly which positions are lost.
+    #[arg(long, value_name = "FILE")]
+    anchor: Option<PathBuf>,
+    /// Orders to compare the recovered ledger with, as for `reconcile`. Nothing is settled.
+    #[arg(long, value_name = "FILE|URL")]
+    orders: Option<String>,
+    /// Go on although the database holds events that cannot be connected with the archive. They stay in what is kept.
+    #[arg(long)]
+    replace: bool,
+    /// The folder for the record of the steps, the backup and the report. To go on after a recovery was killed, give the
+    /// same one.
+    #[arg(long, value_name = "DIR")]
+    report: PathBuf,
+}
+
+pub(crate) async fn run(context: &Context, arguments: &Arguments) -> Result<Outcome, Failure> {
+    let anchor = arguments.anchor.as_deref().map(Anchor::read).transpose()?;
+    let mut record = Record::open(&arguments.report, &place(&context.database_url))?;
+    let mut drill = Drill { context, arguments, anchor, record: &mut record, pause: None };
+    let recovered = drill.run().await;
+    // However it came out, commands go on.
+    drill.resume().await;
+    match recovered {
+        Ok(document) => {
+            let ok = document["recovered"] == true;
+            if context.json {
+                say!("{document}");
+            } else {
+                say!("{}", account::sentence(&document));
+                say!("report  {}", account::place(record.folder()));
+                for next in document["next"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+                    say!("next    {next}");
+                }
+            }
+            Ok(Outcome::of(ok))
+        }
+        Err(failure) => {
+            record.stop(&failure.to_string())?;
+            Err(failure)
+        }
+    }
+}
+
+/// The address without what only its owner may know.
+fn place(url: &str) -> String {
+    match url.split_once("://") {
+        Some((scheme, rest)) => {
+            let rest = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
+            format!("{scheme}://{}", rest.split('?').next().unwrap_or(rest))
+        }
+        None => "a database".to_owned(),
+    }
+}
+
+struct Drill<'a> {
+    context: &'a Context,
+    arguments: &'a Arguments,
+    anchor: Option<Anchor>,
+    record: &'a mut Record,
+    pause: Option<Pause>,
+}
+
+impl Drill<'_> {
+    async fn run(&mut self) -> Result<Value, Failure> {
+        let database = match self.restored_before().await? {
+            Some(database) => self.finish_restore(database).await?,
+            None => self.mend().await?,
+        };
+        let consistent = self.verify(&database).await?;
+        self.resume().await;
+        self.unlock(&database).await?;
+        let agrees = self.reconcile(&database).await?;
+        database.close().await;
+        let lost = self.record.facts["lost"]["positions"].as_u64().unwrap_or(0);
+        let contradicted = self.record.facts["lost"]["contradictions"].as_array().is_some_and(|list| !list.is_empty());
+        let ok = consistent && agrees && lost == 0 && !contradicted;
+        let document = account::document(self.record, ok);
+        account::write(self.record, &document)?;
+        // What waited to be judged is of no more use; what cannot be removed does no harm.
+        let _ = std::fs::remove_dir_all(self.record.work());
+        Ok(document)
+    }
+
+    /// The database, when an earlier run of this recovery restored it and was killed before it said so.
+    async fn restored_before(&self) -> Result<Option<Database>, Failure> {
+        let Some(plan) = self.record.plan.as_ref().filter(|_| self.record.has_begun("restore")) else {
+            return Ok(None);
+        };
+        let Ok(database) = Database::open_existing(&self.context.database_url).await else { return Ok(None) };
+        let told = restored::read_all(&database).await.unwrap_or_default();
+        let is_it = told.last().is_some_and(|restored| {
+            restored.epoch == Epoch(plan.epoch)
+                && restored.archive_id == plan.archive_id
+                && restored
+                    .heads
+                    .iter()
+                    .zip(&plan.heads)
+                    .all(|(head, (position, hash))| head.position.0 == *position && head.hash.to_string() == *hash)
+        });
+        if is_it {
+            return Ok(Some(database));
+        }
+        database.close().await;
+        Ok(None)
+    }
+
+    /// The log is there; the read models may not be.
+    async fn finish_restore(&mut self, database: Database) -> Result<Database, Failure> {
+        self.pause(&database).await?;
+        self.record.begin("rebuild")?;
+        let rebuilt = archive::make_read_models(&database).await?;
+        self.record.end(json!({ "events": rebuilt.events, "digest": rebuilt.digest }))?;
+        Ok(database)
+    }
+
+    /// Looks, decides, keeps what is there, and mends it.
+    async fn mend(&mut self) -> Result<Database, Failure> {
+        self.record.plan = None;
+        self.record.facts.clear();
+        self.record.begin("open the archive")?;
+        let base = Base::open(&self.arguments.from).await?;
+        let manifest = base.manifest();
+        let archive = json!({
+            "archive_id": manifest.archive_id, "created_at": manifest.created_at, "epoch": manifest.epoch,
+            "events": base.events_count(), "accounts": manifest.accounts, "digest": manifest.digest,
+            "folders": self.arguments.from,
+        });
+        self.record.end(archive.clone())?;
+        self.fact("archive", archive);
+
+        self.record.begin("look at the database")?;
+        let mut examined = examine::examine(&self.context.database_url).await?;
+        if matches!(examined.state, State::LogDamaged | State::ReadModelsDamaged)
+            && let Some(database) = examined.database.take()
+        {
+            // From here on the log stays as it is looked at.
+            self.pause(&database).await?;
+            let heads = database.heads().await.ok();
+            examined.heads = heads;
+            examined.database = Some(database);
+        }
+        self.record.end(examined.to_json())?;
+        self.fact("found", examined.to_json());
+
+        self.record.begin("gather events")?;
+        let nats_url = self.arguments.nats_url.as_deref();
+        let gathered = gather::gather(base, nats_url, self.anchor.as_ref(), &examined, self.record).await?;
+        self.record.end(gathered.to_json())?;
+        self.plan(&gathered, &examined);
+        if let Some(decision) = gathered.decision(&examined, self.arguments.replace) {
+            return Err(Failure::new(decision));
+        }
+        let is_complete = examined.heads.is_some_and(|heads| gathered.is_in(&heads));
+        match (examined.state, is_complete) {
+            (State::Sound, true) => self.leave(examined).await,
+            (State::ReadModelsDamaged, true) => self.rebuild(examined).await,
+            _ => self.restore(gathered, examined).await,
+        }
+    }
+
+    /// Writes down what is going to be there, and what is lost.
+    fn plan(&mut self, gathered: &Gathered, examined: &Examined) {
+        let heads = gathered.tail.heads();
+        self.record.plan = Some(Plan {
+            archive_id: gathered.base.manifest().archive_id.to_string(),
+            epoch: gathered.epoch.0,
+            heads: heads.iter().map(|head| (head.position.0, head.hash.to_string())).collect(),
+        });
+        let events: u64 = heads.iter().map(|head| head.position.0).sum();
+        #[expect(clippy::cast_precision_loss, reason = "a rate")]
+        let rate = match events.saturating_add(gathered.loss.positions) {
+            0 => 1.0,
+            known => events as f64 / known as f64,
+        };
+        self.fact("events", gathered.to_json());
+        self.fact("lost", json!(gathered.loss));
+        self.fact("success_rate", json!(rate));
+        self.fact("digest", json!({ "before": examined.digest, "archive": gathered.base.manifest().digest }));
+    }
+
+    /// Nothing is wrong.
+    async fn leave(&mut self, examined: Examined) -> Result<Database, Failure> {
+        self.fact("action", json!("none"));
+        self.fact("mended", json!([]));
+        match examined.database {
+            Some(database) => Ok(database),
+            None => self.context.open().await,
+        }
+    }
+
+    /// Only what is made from the log is wrong.
+    async fn rebuild(&mut self, examined: Examined) -> Result<Database, Failure> {
+        self.backup(&examined).await?;
+        let database = match examined.database {
+            Some(database) => database,
+            None => self.context.open().await?,
+        };
+        if matches!(database, Database::Sqlite(_)) {
+            // There is one writer at a time, and the rebuild is the next one. It is made beside what is served.
+            self.resume().await;
+        }
+        self.record.begin("rebuild")?;
+        let rebuilt = archive::make_read_models(&database).await?;
+        self.record.end(json!({ "events": rebuilt.events, "digest": rebuilt.digest }))?;
+        self.fact("action", json!("rebuilt"));
+        self.fact("mended", json!([examined.why]));
+        Ok(database)
+    }
+
+    /// The log itself is put in place.
+    async fn restore(&mut self, gathered: Gathered, examined: Examined) -> Result<Database, Failure> {
+        self.backup(&examined).await?;
+        if let Some(database) = &examined.database {
+            database.close().await;
+        }
+        let target = examined.state.target();
+        if self.context.database_url.starts_with("sqlite:") {
+            // The file changes its place, and whoever has it open is refused.
+            self.resume().await;
+        }
+        self.record.begin("restore")?;
+        let heads = gathered.tail.heads();
+        let (epoch, archive_id) = (gathered.epoch, gathered.base.manifest().archive_id.to_string());
+        let gathered = Arc::new(gathered);
+        let events = gathered.clone();
+        let restored = Restored {
+            archive_id,
+            epoch,
+            heads,
+            events: Box::new(move |partition: Partition| events.events(partition)),
+            appends_are_held: matches!(self.pause, Some(Pause::Postgres(_))),
+        };
+        let summary = archive::restore(&self.context.database_url, target, restored).await?;
+        self.record.end(json!({ "events": summary.events, "accounts": summary.accounts, "digest": summary.digest,
+            "kept": summary.kept, "wrote_seconds": summary.wrote_in.as_secs_f64(),
+            "rebuilt_seconds": summary.rebuilt_in.as_secs_f64() }))?;
+        self.fact("action", json!("restored"));
+        self.fact("epoch", json!(epoch));
+        self.fact("kept", json!(summary.kept));
+        self.fact("mended", json!([examined.why]));
+        self.fact("next", json!(["start every service of this ledger anew: it goes on under a new epoch"]));
+        self.record.keep()?;
+        self.context.open().await
+    }
+
+    /// Keeps what is there, once.
+    async fn backup(&mut self, examined: &Examined) -> Result<(), Failure> {
+        if !examined.state.has_something() || self.record.backup.is_some() {
+            return Ok(());
+        }
+        self.record.begin("back up")?;
+        let kept = backup::backup(&self.context.database_url, self.record.folder()).await?;
+        self.record.backup = Some(kept.clone());
+        self.record.end(kept)
+    }
+
+    async fn verify(&mut self, database: &Database) -> Result<bool, Failure> {
+        self.record.begin("verify")?;
+        let progress = Progress::new("verifying");
+        let verified = verify::verify(database, &verify::Options::default(), &progress).await?;
+        progress.finish();
+        let consistent = verified.is_consistent();
+        let found = json!({ "consistent": consistent, "events": verified.events, "accounts": verified.accounts,
+            "digest": verified.digest, "findings": examine::findings_json(&verified.findings) });
+        self.record.end(json!({ "consistent": consistent, "digest": verified.digest }))?;
+        self.fact("verified", found);
+        if let Some(digest) = self.record.facts.get_mut("digest") {
+            digest["after"] = json!(verified.digest);
+        }
+        Ok(consistent)
+    }
+
+    async fn unlock(&mut self, database: &Database) -> Result<(), Failure> {
+        self.record.begin("unlock")?;
+        let unlocked = unlock::unlock(database).await?;
+        let unlocked = json!(unlocked);
+        self.record.end(unlocked.clone())?;
+        self.fact("locks", unlocked);
+        Ok(())
+    }
+
+    /// Whether the orders agree; true when none were given.
+    async fn reconcile(&mut self, database: &Database) -> Result<bool, Failure> {
+        let Some(orders) = &self.arguments.orders else {
+            self.fact("reconciliation", Value::Null);
+            return Ok(true);
+        };
+        self.record.begin("reconcile")?;
+        let progress = Progress::new("reconciling");
+        let reconciled = reconcile::reconcile(database, &Question::about(orders), &progress).await;
+        progress.finish();
+        let reconciled = reconciled?;
+        let agrees = reconciled.is_consistent();
+        self.record
+            .end(json!({ "consistent": agrees, "orders": reconciled.orders, "mismatches": reconciled.mismatches }))?;
+        self.fact("reconciliation", reconciled.json());
+        Ok(agrees)
+    }
+
+    fn fact(&mut self, name: &str, value: Value) {
+        self.record.facts.insert(name.to_owned(), value);
+    }
+
+    async fn pause(&mut self, database: &Database) -> Result<(), Failure> {
+        if self.pause.is_none() {
+            self.pause = Some(Pause::begin(database, &self.context.database_url).await?);
+        }
+        Ok(())
+    }
+
+    async fn resume(&mut self) {
+        if let Some(pause) = self.pause.take() {
+            pause.end().await;
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! Does to a database what nobody may, and undoes it.
+
+use ledger_core::{Event, Hash, Partition, Position, chain};
+use ledger_store::Database;
+use sqlx::{AssertSqlSafe, Connection, Row};
+
+/// Everything that verification looks at.
+const TABLES: [&str; 12] = [
+    "events",
+    "partition_heads",
+    "account_positions",
+    "key_positions",
+    "related_positions",
+    "history_positions",
+    "index_checkpoints",
+    "balances",
+    "freezes",
+    "projection_checkpoints",
+    "publisher_checkpoints",
+    "restores",
+];
+
+/// A vandal in a database that no service has open.
+#[derive(Debug)]
+pub struct Vandal {
+    url: String,
+}
+
+impl Vandal {
+    /// Remembers every row as it is.
+    pub async fn arrive(url: &str) -> Self {
+        let vandal = Self { url: url.to_owned() };
+        vandal.run(&TABLES.map(|table| format!("create table kept_{table} as select * from {table}"))).await;
+        vandal
+    }
+
+    /// Puts every row back.
+    pub async fn undo(&self) {
+        let statements = TABLES.iter().flat_map(|table| {
+            [format!("delete from {table}"), format!("insert into {table} select * from kept_{table}")]
+        });
+        self.run(&statements.collect::<Vec<_>>()).await;
+    }
+
+    /// Runs SQL with the triggers switched off, and on again.
+    ///
+    /// # Panics
+    ///
+    /// When the SQL fails.
+    pub async fn run(&self, statements: &[impl AsRef<str>]) {
+        if self.is_sqlite() {
+            let mut connection = sqlx::SqliteConnection::connect(&self.url).await.expect("the file opens");
+            let triggers = sqlx::query("select name, sql from sqlite_master where type = 'trigger'")
+                .fetch_all(&mut connection)
+                .await
+                .expect("triggers are listed");
+            let dropped = triggers.iter().map(|trigger| format!("drop trigger {}", trigger.get::<String, _>(0)));
+            let made = triggers.iter().map(|trigger| trigger.get::<String, _>(1));
+            let statements = statements.iter().map(|statement| statement.as_ref().to_owned());
+            for statement in dropped.chain(statements).chain(made) {
+                let done = sqlx::query(AssertSqlSafe(statement.clone())).execute(&mut connection).await;
+                done.unwrap_or_else(|error| panic!("{statement}: {error}"));
+            }
+            connection.close().await.expect("closed");
+        } else {
+            let mut connection = sqlx::PgConnection::connect(&self.url).await.expect("the database opens");
+            let off = "alter table events disable trigger all".to_owned();
+            let on = "alter table events enable always trigger all".to_owned();
+            let statements = statements.iter().map(|statement| statement.as_ref().to_owned());
+            for statement in std::iter::once(off).chain(statements) {
+                let done = sqlx::query(AssertSqlSafe(statement.clone())).execute(&mut connection).await;
+                done.unwrap_or_else(|error| panic!("{statement}: {error}"));
+            }
+            sqlx::query(AssertSqlSafe(on)).execute(&mut connection).await.ok();
+        }
+    }
+
+    /// Edits the events of a partition from `from` on, and makes all hashes follow: those of the events, of the head and of
+    /// the checkpoints. Only an anchor, or what the amounts come to, can tell.
+    ///
+    /// # Panics
+    ///
+    /// When the database cannot be read.
+    pub async fn lie(&self, partition: Partition, from: u64, edit: &(dyn Fn(&mut Event, &[Event]) + Sync)) {
+        let database = Database::open_existing(&self.url).await.expect("a ledger");
+        let events = database.events_after(partition, Position::ZERO, 10_000).await.expect("sound events");
+        database.close().await;
+        let mut statements = Vec::new();
+        let mut before = Hash::ZERO;
+        for event in &events {
+            let mut event = event.clone();
+            if event.position.0 >= from {
+                edit(&mut event, &events);
+                event.hash = chain::link(&before, &event);
+                statements.push(self.update(&event));
+            }
+            before = event.hash;
+        }
+        for table in ["partition_heads", "index_checkpoints", "projection_checkpoints"] {
+            statements.push(format!(
+                "update {table} set hash = (select e.hash from events e where e.partition = {table}.partition \
+                 and e.position = {table}.position) where partition = {partition} and position > 0"
+            ));
+        }
+        self.run(&statements).await;
+    }
+
+    /// Bytes as the database writes them.
+    #[must_use]
+    pub fn blob(&self, bytes: &[u8]) -> String {
+        let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        if self.is_sqlite() { format!("x'{digits}'") } else { format!("decode('{digits}', 'hex')") }
+    }
+
+    fn is_sqlite(&self) -> bool {
+        self.url.starts_with("sqlite")
+    }
+
+    fn update(&self, event: &Event) -> String {
+        let number = |number: Option<u64>| number.map_or("null".to_owned(), |number| number.to_string());
+        let text = |text: Option<String>| text.map_or("null".to_owned(), |text| format!("'{text}'"));
+        let mark = event.batch;
+        let columns = [
+            ("previous_position", event.previous_position.to_string()),
+            ("epoch", event.epoch.0.to_string()),
+            ("version", event.after.version.to_string()),
+            ("amount", number(event.amount.map(ledger_core::Amount::units))),
+            ("released", event.released.to_string()),
+            ("remaining", number(event.remaining)),
+            ("balance", event.after.balance.to_string()),
+            ("frozen", event.after.frozen.to_string()),
+            ("available", event.after.available().to_string()),
+            ("recorded_at", text(Some(event.recorded_at.to_string()))),
+            ("transaction_id", text(Some(event.transaction_id.to_string()))),
+            ("related_id", text(event.related_id.map(|id| id.to_string()))),
+            ("batch_id", text(mark.map(|mark| mark.id.to_string()))),
+            ("batch_size", number(mark.map(|mark| mark.size.into()))),
+            ("batch_index", number(mark.map(|mark| mark.index.into()))),
+            ("business_code", text(Some(event.key.code().to_string()))),
+            ("business_id", text(Some(event.key.id().to_string()))),
+            ("metadata", text(event.metadata.as_ref().map(ToString::to_string))),
+            ("hash", self.blob(&event.hash.0)),
+        ];
+        let set: Vec<_> = columns.iter().map(|(column, value)| format!("{column} = {value}")).collect();
+        let (set, partition, position) = (set.join(", "), event.partition, event.position);
+        format!("update events set {set} where partition = {partition} and position = {position}")
+    }
+}
