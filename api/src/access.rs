@@ -6,7 +6,7 @@
 use std::{
     fmt,
     str::FromStr,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, PoisonError, RwLock},
     time::{Duration, Instant},
 };
 
@@ -173,7 +173,8 @@ pub(crate) struct Access {
     is_closed: bool,
     anonymous: Caller,
     table: RwLock<Arc<Table>>,
-    looked: Mutex<Instant>,
+    /// When an unknown key made the keys be read.
+    look_began: tokio::sync::Mutex<Instant>,
 }
 
 impl Access {
@@ -183,7 +184,7 @@ impl Access {
             is_closed,
             anonymous: Caller::anonymous(),
             table: RwLock::new(Arc::new(read(&database).await?)),
-            looked: Mutex::new(Instant::now()),
+            look_began: tokio::sync::Mutex::new(Instant::now()),
             database,
         };
         Ok(Arc::new(access))
@@ -235,8 +236,8 @@ impl Access {
             return Err(Problem::unauthenticated("the header Authorization must be Bearer and an API key"));
         };
         let mut known = self.table().keys.get(secret.prefix()).cloned();
-        if known.is_none() && self.may_look_again() {
-            self.refresh().await;
+        if known.is_none() {
+            self.look_again(Instant::now()).await;
             known = self.table().keys.get(secret.prefix()).cloned();
         }
         // Both are BLAKE3 hashes, whose comparison takes the same time wherever they differ.
@@ -252,13 +253,15 @@ impl Access {
         self.table.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn may_look_again(&self) -> bool {
-        let mut looked = self.looked.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_due = looked.elapsed() >= LOOK_AGAIN;
-        if is_due {
-            *looked = Instant::now();
+    /// Reads the keys, unless that was begun after `asked`. However many ask, it is done once in [`LOOK_AGAIN`].
+    async fn look_again(&self, asked: Instant) {
+        let mut began = self.look_began.lock().await;
+        if *began >= asked {
+            return;
         }
-        is_due
+        tokio::time::sleep_until((*began + LOOK_AGAIN).into()).await;
+        *began = Instant::now();
+        self.refresh().await;
     }
 
     /// While the database is away the keys that are known go on.

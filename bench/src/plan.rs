@@ -35,6 +35,9 @@ pub(crate) struct Options {
     /// How many accounts it has then.
     #[arg(long, default_value_t = 2_000_000)]
     accounts_grown: u32,
+    /// How many events a ledger holds when it is replayed; several, with commas between them, show whether rates keep.
+    #[arg(long, default_value = "2000000", value_delimiter = ',', value_parser = clap::value_parser!(u64).range(10_000..))]
+    replay_events: Vec<u64>,
     /// Only these scenarios, with commas between them.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Scenario>,
@@ -44,7 +47,7 @@ pub(crate) struct Options {
     /// Where the results go.
     #[arg(long, default_value = "bench-results")]
     pub(crate) out: PathBuf,
-    /// A first impression: 1 run, 3 s, 10 s sustained, 1,000,000 events and 100,000 accounts.
+    /// A first impression: 1 run, 3 s, 10 s sustained, 1,000,000 events and 100,000 accounts; 200,000 events to replay.
     #[arg(long)]
     quick: bool,
     /// Take `api` and `replay-tool` as they are instead of building them first.
@@ -62,6 +65,7 @@ pub(crate) struct Plan {
     pub(crate) warm_up_seconds: u32,
     pub(crate) events: u64,
     pub(crate) accounts_grown: u32,
+    pub(crate) replay_events: Vec<u64>,
     pub(crate) only: Vec<Scenario>,
     pub(crate) folder: PathBuf,
     pub(crate) out: PathBuf,
@@ -82,6 +86,7 @@ impl Plan {
             warm_up_seconds: 2,
             events: options.events,
             accounts_grown: options.accounts_grown,
+            replay_events: options.replay_events.clone(),
             only: options.only.clone(),
             folder: options.folder.clone(),
             out: options.out.clone(),
@@ -100,6 +105,7 @@ impl Plan {
             warm_up_seconds: 1,
             events: self.events.min(1_000_000),
             accounts_grown: self.accounts_grown.min(100_000),
+            replay_events: vec![200_000],
             ..self
         }
     }

@@ -34,6 +34,8 @@ pub(crate) enum Series {
     Cold(u64),
     /// COPY into a table of so many rows.
     GrownPeer(u64),
+    /// Of a ledger of so many events.
+    Replayed(u64, Replayed),
 }
 
 /// Who stores the rows of a batch.
@@ -48,6 +50,34 @@ pub(crate) enum Who {
 pub(crate) enum Grown {
     Singles,
     Batches(u32),
+}
+
+/// What is done with a whole log: by one process that only copies, and by the replay-tool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Replayed {
+    CopyOut,
+    Verify,
+    Fold,
+    Rebuild,
+    RebuildBalances,
+    Export,
+    CopyIn,
+    Import,
+}
+
+impl Replayed {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::CopyOut => "  COPY TO STDOUT by psql",
+            Self::Verify => "verify",
+            Self::Fold => "verify --digest-only",
+            Self::Rebuild => "rebuild",
+            Self::RebuildBalances => "rebuild --read-model balances",
+            Self::Export => "export",
+            Self::CopyIn => "  COPY FROM STDIN by psql",
+            Self::Import => "import",
+        }
+    }
 }
 
 impl Series {
@@ -72,6 +102,7 @@ impl Series {
                 | Self::HotRowLocked
                 | Self::Bulk(_, Who::Peer)
                 | Self::GrownPeer(_)
+                | Self::Replayed(_, Replayed::CopyOut | Replayed::CopyIn)
         )
     }
 }
@@ -105,6 +136,7 @@ impl fmt::Display for Series {
             }
             Self::Cold(events) => format!("single commands at {} events, cold", thousands(events)),
             Self::GrownPeer(rows) => format!("  bulk load at {} rows", thousands(rows)),
+            Self::Replayed(events, replayed) => format!("{} of {} events", replayed.name(), thousands(events)),
         };
         f.pad(&name)
     }

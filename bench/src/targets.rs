@@ -5,7 +5,7 @@ use serde::Serialize;
 use crate::{
     figures::Figures,
     results::{Fact, Results},
-    series::{Grown, Series},
+    series::{Grown, Replayed, Series, thousands},
     subject::Kind,
 };
 
@@ -44,6 +44,7 @@ pub(crate) fn targets(results: &Results, database: Kind, stages: &[u64]) -> Vec<
         Kind::Sqlite => judge.against_sqlite(),
     };
     targets.extend(judge.on_both(stages));
+    targets.extend(judge.of_replays());
     targets
 }
 
@@ -65,9 +66,10 @@ impl Judge<'_> {
         Some(self.results.rate(self.database, of)? / self.results.rate(self.database, to)?)
     }
 
-    /// The largest median of a figure over all that was measured of the ledger.
+    /// The largest median of a figure over all that was measured of the service.
     fn largest(&self, figure: fn(&Figures) -> Option<f64>) -> Option<f64> {
-        let series = self.results.series(self.database).into_iter().filter(|series| !series.is_peer());
+        let of_service = |series: &Series| !series.is_peer() && !matches!(series, Series::Replayed(..));
+        let series = self.results.series(self.database).into_iter().filter(of_service);
         series.filter_map(|series| figure(&self.results.median(self.database, series)?)).reduce(f64::max)
     }
 
@@ -105,6 +107,49 @@ impl Judge<'_> {
             self.ratio("batches of 1,000 ÷ naive inserts", 2.0, Series::batches(1_000), Series::batches_peer(1_000)),
             self.ratio("batches of 10,000 ÷ naive inserts", 2.0, Series::batches(10_000), Series::batches_peer(10_000)),
         ]
+    }
+
+    /// A replay is compared with one process that copies the same table of PostgreSQL, on both databases.
+    fn of_replays(&self) -> Vec<Target> {
+        let replays = self.results.series(self.database).into_iter().filter_map(|series| match series {
+            Series::Replayed(events, replayed) if !series.is_peer() => Some((events, replayed)),
+            _ => None,
+        });
+        let replays = replays.collect::<Vec<_>>();
+        let (Some(least), Some(most)) =
+            (replays.iter().map(|(events, _)| *events).min(), replays.iter().map(|(events, _)| *events).max())
+        else {
+            return Vec::new();
+        };
+        let rate = |replayed| self.results.rate(self.database, Series::Replayed(most, replayed));
+        let peer = |replayed| self.results.rate(Kind::Postgres, Series::Replayed(most, replayed));
+        let mut targets: Vec<_> = [
+            ("verify ÷ COPY out", 1.0, Replayed::Verify, Replayed::CopyOut),
+            ("verify --digest-only ÷ COPY out", 1.5, Replayed::Fold, Replayed::CopyOut),
+            ("rebuild of the balances ÷ COPY out", 0.5, Replayed::RebuildBalances, Replayed::CopyOut),
+            ("import ÷ COPY in", 0.5, Replayed::Import, Replayed::CopyIn),
+        ]
+        .into_iter()
+        .map(|(name, bound, of, to)| {
+            self.target(name, Bound::AtLeast(bound), rate(of).zip(peer(to)).map(|(of, to)| of / to))
+        })
+        .collect();
+        for replayed in [Replayed::Verify, Replayed::RebuildBalances] {
+            if least < most {
+                let name = format!("{} ÷ that of {} events", Series::Replayed(most, replayed), thousands(least));
+                let found = self.quotient(Series::Replayed(most, replayed), Series::Replayed(least, replayed));
+                targets.push(self.target(&name, Bound::AtLeast(0.9), found));
+            }
+        }
+        let memory = replays.iter().filter_map(|(events, replayed)| {
+            self.results.median(self.database, Series::Replayed(*events, *replayed))?.memory_mib
+        });
+        targets.push(self.target(
+            "memory of the replay-tool, MiB, largest",
+            Bound::AtMost(300.0),
+            memory.reduce(f64::max),
+        ));
+        targets
     }
 
     fn on_both(&self, stages: &[u64]) -> Vec<Target> {

@@ -97,7 +97,8 @@ fn follow(before: Option<&Balance>, event: &Event) -> Result<(), Contradiction> 
         return Err(contradiction("type", expected, found()));
     }
     let after = state.apply(&event.movement()).map_err(|impossible| {
-        contradiction("amount", format!("one that {state:?} can bear"), impossible.units.to_string())
+        let expected = format!("one that balance {} and frozen {} can bear", state.balance, state.frozen);
+        contradiction("amount", expected, impossible.units.to_string())
     })?;
     for (field, expected, found) in [
         ("balance", after.balance, event.after.balance),

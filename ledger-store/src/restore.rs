@@ -292,9 +292,8 @@ fn read_partition(
 /// Whether an event may stand after `at`.
 fn check(partition: Partition, at: &Head, end: &Head, next: Epoch, event: &Event) -> Result<(), RestoreError> {
     let position = at.position.next();
-    let refused = |what: String| {
-        Err(RestoreError::Refused(format!("partition {partition} position {position}: {what}")))
-    };
+    let refused =
+        |what: String| Err(RestoreError::Refused(format!("partition {partition} position {position}: {what}")));
     if event.partition != partition || event.position != position {
         return refused(format!("partition {} position {} stands there", event.partition, event.position));
     }
@@ -306,7 +305,9 @@ fn check(partition: Partition, at: &Head, end: &Head, next: Epoch, event: &Event
     }
     let before: &Hash = &at.hash;
     if chain::link(before, event) != event.hash {
-        return refused("the event does not follow the one before it: its hash is not the one of its content".to_owned());
+        return refused(
+            "the event does not follow the one before it: its hash is not the one of its content".to_owned(),
+        );
     }
     Ok(())
 }

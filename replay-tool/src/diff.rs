@@ -24,7 +24,9 @@ use crate::{
 ///
 /// Exit codes: 0 they are the same, 1 they differ, 2 one of them cannot be read.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  replay-tool diff sqlite://ledger.db postgres://ledger@db/ledger\n  replay-tool diff --quick postgres://ledger@a/ledger postgres://ledger@b/ledger")]
+#[command(
+    after_help = "Examples:\n  replay-tool diff sqlite://ledger.db postgres://ledger@db/ledger\n  replay-tool diff --quick postgres://ledger@a/ledger postgres://ledger@b/ledger"
+)]
 pub(crate) struct Arguments {
     /// One ledger's database.
     #[arg(value_name = "URL_A")]

@@ -31,7 +31,9 @@ use scratch::{Scratch, WorkFolder};
 ///
 /// Exit codes: 0 the restored ledger is the same, 1 it is not or the log is damaged, 2 the drill could not run.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  replay-tool drill --report drill.html\n  replay-tool --database-url postgres://ledger@db/ledger drill --scratch-url postgres://ledger@db/scratch")]
+#[command(
+    after_help = "Examples:\n  replay-tool drill --report drill.html\n  replay-tool --database-url postgres://ledger@db/ledger drill --scratch-url postgres://ledger@db/scratch"
+)]
 pub(crate) struct Arguments {
     /// The scratch database: an empty PostgreSQL database, or a SQLite file that does not exist yet. Without it a SQLite
     /// file in the temporary folder.
@@ -134,7 +136,9 @@ async fn restore_into(
     let archive = Archive::open(&folder.archive()).await?;
     let opened_in = began.elapsed().as_secs_f64();
     if archive.manifest != exported {
-        return Err(Failure::new("the archive is not the one that was written: the temporary folder's disk does not keep files"));
+        return Err(Failure::new(
+            "the archive is not the one that was written: the temporary folder's disk does not keep files",
+        ));
     }
     let events = archive.clone();
     let restored = Restored {

@@ -1,6 +1,6 @@
 //! What verification finds.
 
-use std::collections::BTreeMap;
+use std::{cmp::Ordering, collections::BTreeMap};
 
 use ledger_core::{Account, Event, Freeze, Partition, Position};
 use serde::{Serialize, Serializer};
@@ -250,9 +250,13 @@ impl Finding {
         self
     }
 
-    /// Where it stands among others: by partition, position and kind.
-    fn order(&self) -> (Partition, Option<Position>, Kind) {
-        (self.partition, self.position, self.kind)
+    /// Where it stands among others: by partition, position and kind, and the same in every run.
+    fn before_or_after(&self, other: &Self) -> Ordering {
+        let order = |finding: &Self| (finding.partition, finding.position, finding.kind);
+        order(self)
+            .cmp(&order(other))
+            .then_with(|| self.expected.cmp(&other.expected))
+            .then_with(|| self.found.cmp(&other.found))
     }
 }
 
@@ -300,9 +304,9 @@ impl Findings {
 
     /// Puts the findings in order, and keeps no more than are shown.
     pub(crate) fn settle(&mut self) {
-        self.kept.sort_by_key(Finding::order);
+        self.kept.sort_by(Finding::before_or_after);
         self.kept.truncate(KEPT_MAX);
-        self.notices.sort_by_key(Finding::order);
+        self.notices.sort_by(Finding::before_or_after);
         self.notices.truncate(KEPT_MAX);
     }
 

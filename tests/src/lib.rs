@@ -5,7 +5,9 @@ pub mod load;
 pub mod nats;
 pub mod postgres;
 pub mod service;
+pub mod shop;
 pub mod store;
+pub mod tool;
 pub mod vandal;
 
 pub use load::Load;

@@ -4,6 +4,7 @@ mod batches;
 mod growth;
 mod latency;
 mod readers;
+mod replay;
 mod singles;
 
 use std::cell::RefCell;
@@ -47,6 +48,7 @@ pub(crate) enum Scenario {
     ReadsBesideWrites,
     Latency,
     Growth,
+    Replay,
 }
 
 impl Scenario {
@@ -102,6 +104,7 @@ impl<'b> Bench<'b> {
             Scenario::ReadsBesideWrites => readers::reads_beside_writes(self).await,
             Scenario::Latency => latency::latency(self).await,
             Scenario::Growth => growth::growth(self).await,
+            Scenario::Replay => replay::replay(self).await,
         }
     }
 
@@ -128,7 +131,7 @@ pub(crate) async fn run(kind: Kind, plan: &Plan, results: &RefCell<Results>, sav
     }
     let bench = Bench { kind, cluster: cluster.as_ref(), plan, results, run: 1 };
     let in_turn = Scenario::value_variants().iter().filter(|scenario| !needs_medians(**scenario));
-    let (in_turn, after): (Vec<_>, Vec<_>) = (in_turn.collect(), vec![Scenario::Latency, Scenario::Growth]);
+    let (in_turn, after): (Vec<_>, Vec<_>) = (in_turn.collect(), vec![Scenario::Latency, Scenario::Growth, Scenario::Replay]);
     for run in 1..=plan.runs {
         for scenario in &in_turn {
             Bench { run, ..bench }.attempt(**scenario, save).await;
@@ -140,7 +143,7 @@ pub(crate) async fn run(kind: Kind, plan: &Plan, results: &RefCell<Results>, sav
 }
 
 const fn needs_medians(scenario: Scenario) -> bool {
-    matches!(scenario, Scenario::Latency | Scenario::Growth)
+    matches!(scenario, Scenario::Latency | Scenario::Growth | Scenario::Replay)
 }
 
 /// The cluster of ledger and peers alike.

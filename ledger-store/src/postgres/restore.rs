@@ -4,7 +4,10 @@
 //! The tables are made by the same transaction that fills them, so rows can be written as frozen: whoever reads them first
 //! need not mark each as committed. See <https://www.postgresql.org/docs/current/sql-copy.html>, FREEZE.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ledger_core::{Head, PARTITIONS, Partition, Timestamp};
 use sqlx::{AssertSqlSafe, Connection, PgConnection, Row, postgres::PgCopyIn};
@@ -22,6 +25,7 @@ use crate::{
 const NEXT: &str = "ledger_restoring";
 /// One restore at a time ("ledger", 8).
 const RESTORE_LOCK: &str = "select pg_try_advisory_lock(x'6c656467657208'::bigint)";
+const LOCK_WAIT: Duration = Duration::from_secs(15);
 /// How often the tables' places are tried to be changed, and how long each attempt waits for those who use them.
 const ATTEMPTS: u32 = 20;
 const WAIT: &str = "set local lock_timeout = '5s'";
@@ -42,8 +46,7 @@ impl Postgres {
     pub(crate) async fn restore(url: &str, target: Target, log: Arc<Log>) -> Result<Restored, RestoreError> {
         let (mut connection, place) = connect(url).await?;
         super::refuse_to_lose(&mut connection, &place).await?;
-        let alone: bool = sqlx::query_scalar(RESTORE_LOCK).fetch_one(&mut connection).await?;
-        if !alone {
+        if !is_alone(&mut connection).await? {
             return Err(RestoreError::InUse(format!("another restore into {place} is running; wait for it")));
         }
         // What is to be replaced may be damaged beyond recognition.
@@ -67,7 +70,14 @@ impl Postgres {
         rows.iter()
             .map(|row| {
                 let (number, epoch, position): (i16, i64, i64) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-                row::restore_point(number.into(), epoch, position, row.try_get(3)?, row.try_get(5)?, Timestamp::from_micros(row.try_get(4)?))
+                row::restore_point(
+                    number.into(),
+                    epoch,
+                    position,
+                    row.try_get(3)?,
+                    row.try_get(5)?,
+                    Timestamp::from_micros(row.try_get(4)?),
+                )
             })
             .collect()
     }
@@ -90,6 +100,18 @@ impl Postgres {
         transaction.commit().await?;
         connection.close().await?;
         Ok(())
+    }
+}
+
+/// Waits for the lock for a while: the session of a restore that was killed lives until the server notices it.
+async fn is_alone(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    let began = Instant::now();
+    loop {
+        let alone: bool = sqlx::query_scalar(RESTORE_LOCK).fetch_one(&mut *connection).await?;
+        if alone || began.elapsed() > LOCK_WAIT {
+            return Ok(alone);
+        }
+        tokio::time::sleep(PAUSE).await;
     }
 }
 
@@ -390,7 +412,10 @@ async fn change_places_once(
              begin
                  {locks}
                  begin
-                     insert into {NEXT}.restores select * from {served}.restores on conflict do nothing;
+                     -- What the log itself tells of a restore does not name the archive; the table does.
+                     insert into {NEXT}.restores select * from {served}.restores on conflict (partition, epoch)
+                     do update set restored_at = excluded.restored_at, archive_id = excluded.archive_id
+                     where restores.archive_id = '';
                  exception when undefined_table or undefined_column or datatype_mismatch then null;
                  end;
                  {hand_over}

@@ -60,8 +60,10 @@ impl Reader {
         limit: usize,
     ) -> Result<Rows, StoreError> {
         let to = i64::try_from(to.0).unwrap_or(i64::MAX);
+        // It is the one that was asked for.
+        let columns = COLUMNS.trim_start_matches("partition, ");
         let copy = format!(
-            "copy (select {COLUMNS} from events where partition = {partition} and position > {after} and position <= {to} \
+            "copy (select {columns} from events where partition = {partition} and position > {after} and position <= {to} \
              order by position limit {limit}) to stdout (format binary)"
         );
         let mut messages = self.pool.copy_out_raw(&copy).await?;
@@ -86,14 +88,13 @@ fn malformed() -> StoreError {
     StoreError::Inconsistent("the database sent a copy of events that cannot be read".to_owned())
 }
 
-/// Reads a row of the columns [`COLUMNS`].
+/// Reads a row of the columns [`COLUMNS`] but the partition.
 fn read(bytes: &[u8], partition: Partition, texts: &mut Texts) -> Result<Result<Event, DamagedRow>, StoreError> {
     let mut row = Row(bytes);
     let columns: [u8; 2] = row.take().ok_or_else(malformed)?;
-    if usize::from(u16::from_be_bytes(columns)) != COLUMN_COUNT {
+    if usize::from(u16::from_be_bytes(columns)) != COLUMN_COUNT - 1 {
         return Err(malformed());
     }
-    row.value("partition").map_err(|_| malformed())?;
     let position =
         row.number("position").ok().and_then(|position| u64::try_from(position).ok()).ok_or_else(malformed)?;
     let position = Position(position);

@@ -79,7 +79,8 @@ impl Sqlite {
     }
 
     pub(crate) async fn restore_points(&self) -> Result<Vec<RestorePoint>, StoreError> {
-        let sql = "select partition, epoch, position, hash, restored_at, archive_id from restores order by epoch, partition";
+        let sql =
+            "select partition, epoch, position, hash, restored_at, archive_id from restores order by epoch, partition";
         let rows = sqlx::query(sql).fetch_all(self.readers()).await?;
         rows.iter()
             .map(|row| {
@@ -114,7 +115,8 @@ impl Next {
             Err(TryLockError::Error(error)) => return Err(files("lock", &next, &error)),
         }
         // Whoever had the lock before may have put this very file in its place, which is the ledger now.
-        let is_the_same = |file: &fs::Metadata, named: &fs::Metadata| file.ino() == named.ino() && file.dev() == named.dev();
+        let is_the_same =
+            |file: &fs::Metadata, named: &fs::Metadata| file.ino() == named.ino() && file.dev() == named.dev();
         match (lock.metadata(), fs::metadata(&next)) {
             (Ok(file), Ok(named)) if is_the_same(&file, &named) => {}
             _ => return Err(in_use()),
@@ -151,7 +153,9 @@ async fn fill(next: &Path, old: &Path, log: &Arc<Log>) -> Result<u64, RestoreErr
         .fetch_one(&mut connection)
         .await?;
     take_along(&mut connection, old).await?;
-    sqlx::raw_sql(AssertSqlSafe(format!("begin; drop trigger {CHECK_OF_EACH_INSERT}"))).execute(&mut connection).await?;
+    sqlx::raw_sql(AssertSqlSafe(format!("begin; drop trigger {CHECK_OF_EACH_INSERT}")))
+        .execute(&mut connection)
+        .await?;
     let mut parts = Parts::start(log.clone(), |part, hand_on| hand_on(part));
     let mut written = Ok(());
     while let Some(part) = parts.parts.recv().await {
@@ -239,12 +243,7 @@ async fn write_point(connection: &mut SqliteConnection, point: &RestorePoint) ->
 
 /// Puts the new file in the place of the old one, which nobody may have open: whoever had would go on with a file that has
 /// no name any more.
-async fn take_place(
-    mut next: Next,
-    path: &Path,
-    target: Target,
-    log: &Log,
-) -> Result<Option<String>, RestoreError> {
+async fn take_place(mut next: Next, path: &Path, target: Target, log: &Log) -> Result<Option<String>, RestoreError> {
     let mut kept = None;
     let mut old = None;
     if fs::metadata(path).is_ok_and(|file| file.len() > 0) {

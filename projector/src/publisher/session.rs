@@ -304,7 +304,9 @@ async fn read_stream(stream: &mut Stream, kept: &Checkpoint, was_restored: bool)
             state.last_sequence
         )));
     }
-    if sequence == 0 && was_restored && state.first_sequence > 1 {
+    // Whatever was lost may be missing from the stream as well: a hole only means that publishing goes on before it.
+    let is_lenient = sequence == 0 && was_restored;
+    if is_lenient && state.first_sequence > 1 {
         sequence = state.first_sequence - 1;
         view = View::of_a_rest();
     }
@@ -335,22 +337,27 @@ async fn read_stream(stream: &mut Stream, kept: &Checkpoint, was_restored: bool)
         .map(|sequence| async move { stream.get_raw_message(sequence).await })
         .buffered(READ_WINDOW);
     while let Some(message) = messages.next().await {
-        let message = message.map_err(|error| unreadable(&error.to_string()))?;
+        let message = match message {
+            Err(error) if is_lenient && error.kind() == LastRawMessageErrorKind::NoMessageFound => continue,
+            message => message.map_err(|error| unreadable(&error.to_string()))?,
+        };
         if let Some((partition, head)) = message::place(&message.headers) {
-            view.take(partition, head).map_err(|gap| {
-                SessionError::Alert(format!(
-                    "the stream {STREAM} holds position {} of partition {partition} after {} at sequence {}",
-                    head.position, gap.after, message.sequence
-                ))
-            })?;
+            match view.take(partition, head) {
+                Err(gap) if !is_lenient => {
+                    return Err(SessionError::Alert(format!(
+                        "the stream {STREAM} holds position {} of partition {partition} after {} at sequence {}",
+                        head.position, gap.after, message.sequence
+                    )));
+                }
+                _ => {}
+            }
         } else if &*message.subject == restored::SUBJECT
             && let Some(restored) = Restored::read(&message.payload)
         {
             view.restore(&restored);
         }
-        sequence = message.sequence;
     }
-    Ok((sequence, view))
+    Ok((sequence.max(state.last_sequence), view))
 }
 
 /// Compares what was published with the log, and finds where to go on: after the newest published event, or, after a

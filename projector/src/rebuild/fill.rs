@@ -79,10 +79,18 @@ impl Filler {
         })
     }
 
-    async fn fill(&mut self, models: &[ReadModel], folded: &Folded) -> Result<(), RebuildError> {
+    async fn fill(&mut self, models: &[ReadModel], folded: Folded) -> Result<(), RebuildError> {
         match self {
-            Self::Postgres(filler) => filler.fill(models, folded).await,
-            Self::Sqlite(filler) => filler.fill(models, folded).await,
+            Self::Postgres(filler) => filler.fill(models, &folded).await,
+            Self::Sqlite(filler) => filler.fill(folded).await,
+        }
+    }
+
+    /// Writes what was not written yet.
+    async fn finish(&mut self) -> Result<(), RebuildError> {
+        match self {
+            Self::Postgres(_) => Ok(()),
+            Self::Sqlite(filler) => filler.finish().await,
         }
     }
 
@@ -146,6 +154,7 @@ where
                 filler = same;
                 done.push((partition, made));
             }
+            filler.finish().await?;
             Ok::<_, RebuildError>(done)
         });
     }
@@ -179,13 +188,14 @@ async fn fill_partition(shared: &Shared, filler: &mut Filler, partition: Partiti
     // No events: the partition's own beginning, which a restore may have put into a later epoch.
     let at = if head.position == Position::ZERO { head } else { replay.at };
     let folded = replay.finish();
-    filler.fill(&shared.models, &folded).await?;
-    Ok(Filled {
+    let filled = Filled {
         at,
         digest: digest_of(&folded),
         accounts: folded.balances.len() as u64,
         freezes: folded.freezes.len() as u64,
-    })
+    };
+    filler.fill(&shared.models, folded).await?;
+    Ok(filled)
 }
 
 fn digest_of(folded: &Folded) -> (Hash, Hash) {

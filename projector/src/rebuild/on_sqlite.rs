@@ -10,7 +10,7 @@ use std::{
 
 use chrono::Utc;
 use futures::TryStreamExt;
-use ledger_core::{Event, Hash, Head, PARTITIONS, Partition, Timestamp, digest::PartitionDigest};
+use ledger_core::{Balance, Event, Freeze, Hash, Head, PARTITIONS, Partition, Timestamp, digest::PartitionDigest};
 use ledger_store::{
     StoreError,
     sqlite::{RelaxedTurn, Sqlite},
@@ -27,6 +27,12 @@ use crate::{
 
 /// Rows of one transaction: commands of other processes wait meanwhile.
 const ROWS: usize = 1_000;
+/// How often it is tried to begin a transaction while others write, and for how long.
+const LOOK: Duration = Duration::from_millis(1);
+const BEGIN_WAIT: Duration = Duration::from_secs(60);
+/// How long the connection waits otherwise, in milliseconds.
+const USUAL_TIMEOUT: &str = "pragma busy_timeout = 10000";
+const SQLITE_BUSY: u32 = 5;
 /// The least pause while others write.
 const PAUSE_MIN: Duration = Duration::from_millis(2);
 
@@ -51,7 +57,7 @@ impl<'d> Next<'d> {
         discard_all(database).await?;
         let mut turn = database.relaxed_turn().await?;
         let connection = turn.connection();
-        sqlite::begin(connection).await?;
+        begin_soon(connection).await?;
         let created = create_tables(connection, models).await;
         sqlite::end(connection, created).await?;
         drop(turn);
@@ -86,6 +92,32 @@ async fn create_tables(connection: &mut SqliteConnection, models: &[ReadModel]) 
     Ok(true)
 }
 
+/// Begins a transaction in the first moment in which no other process writes. SQLite itself would look again after ever
+/// longer pauses, and would hardly ever meet one beside a busy service.
+async fn begin_soon(connection: &mut SqliteConnection) -> Result<(), StoreError> {
+    let deadline = Instant::now() + BEGIN_WAIT;
+    sqlx::query("pragma busy_timeout = 0").execute(&mut *connection).await?;
+    let begun = loop {
+        match sqlite::begin(connection).await {
+            Err(error) if is_busy(&error) && Instant::now() < deadline => tokio::time::sleep(LOOK).await,
+            begun => break begun,
+        }
+    };
+    sqlx::query(USUAL_TIMEOUT).execute(connection).await?;
+    begun
+}
+
+fn is_busy(error: &StoreError) -> bool {
+    // The low byte is the primary result code: https://sqlite.org/rescode.html
+    let code = |error: &dyn sqlx::error::DatabaseError| error.code().and_then(|code| code.parse::<u32>().ok());
+    match error {
+        StoreError::Database(sqlx::Error::Database(refusal)) => {
+            code(&**refusal).is_some_and(|code| code & 0xff == SQLITE_BUSY)
+        }
+        _ => false,
+    }
+}
+
 /// Drops what no one is served from.
 async fn discard_all(database: &Sqlite) -> Result<(), RebuildError> {
     for model in ReadModel::ALL {
@@ -112,11 +144,21 @@ async fn discard(database: &Sqlite, table: &str) -> Result<(), RebuildError> {
     let some =
         format!("delete from {table} where (partition, {key}) in (select partition, {key} from {table} limit {ROWS})");
     loop {
-        let began = Instant::now();
         let mut turn = database.relaxed_turn().await?;
-        let deleted = sqlx::query(AssertSqlSafe(some.clone())).execute(turn.connection()).await?;
-        if deleted.rows_affected() == 0 {
-            sqlx::query(AssertSqlSafe(format!("drop table {table}"))).execute(turn.connection()).await?;
+        let connection = turn.connection();
+        begin_soon(connection).await?;
+        let began = Instant::now();
+        let emptied = async {
+            let deleted = sqlx::query(AssertSqlSafe(some.clone())).execute(&mut *connection).await?.rows_affected();
+            if deleted < ROWS as u64 {
+                sqlx::query(AssertSqlSafe(format!("drop table {table}"))).execute(&mut *connection).await?;
+            }
+            Ok::<_, StoreError>(deleted < ROWS as u64)
+        };
+        let emptied = emptied.await;
+        let is_last = *emptied.as_ref().unwrap_or(&true);
+        sqlite::end(turn.connection(), emptied.map(|_| true)).await?;
+        if is_last {
             return Ok(());
         }
         filler.let_others_write(&mut turn, began.elapsed()).await?;
@@ -162,7 +204,7 @@ impl NextTables for Next<'_> {
 
     async fn hold(&mut self) -> Result<[Head; PARTITIONS], RebuildError> {
         let mut turn = self.database.relaxed_turn().await?;
-        sqlite::begin(turn.connection()).await?;
+        begin_soon(turn.connection()).await?;
         let heads = sqlite::heads(turn.connection()).await;
         self.turn = Some(turn);
         Ok(heads?)
@@ -238,39 +280,52 @@ async fn switch(
 /// Writes beside the commits.
 pub(super) struct Filler {
     database: Sqlite,
+    /// Rows of partitions that were too small for a transaction of their own.
+    waiting: Folded,
     /// What SQLite counts others' commits by, as it was seen last.
     version: i64,
 }
 
 impl Filler {
     pub(super) fn new(database: &Sqlite) -> Self {
-        Self { database: database.clone(), version: 0 }
+        Self { database: database.clone(), waiting: Folded::default(), version: 0 }
     }
 
-    pub(super) async fn fill(&mut self, _models: &[ReadModel], folded: &Folded) -> Result<(), RebuildError> {
-        // What is not rebuilt has no rows.
-        self.write(&folded.balances, &folded.freezes).await
+    /// Writes rows of a partition, those that fill a transaction at once and the rest with others'. A read model that is not
+    /// rebuilt has none.
+    pub(super) async fn fill(&mut self, folded: Folded) -> Result<(), RebuildError> {
+        self.waiting.balances.extend(folded.balances);
+        self.waiting.freezes.extend(folded.freezes);
+        if self.waiting.balances.len() + self.waiting.freezes.len() >= ROWS { self.finish().await } else { Ok(()) }
     }
 
-    async fn write(
-        &mut self,
-        balances: &[ledger_core::Balance],
-        freezes: &[ledger_core::Freeze],
-    ) -> Result<(), RebuildError> {
+    /// Writes what waits.
+    pub(super) async fn finish(&mut self) -> Result<(), RebuildError> {
+        let Folded { balances, freezes } = std::mem::take(&mut self.waiting);
+        self.write(&balances, &freezes).await
+    }
+
+    async fn write(&mut self, balances: &[Balance], freezes: &[Freeze]) -> Result<(), RebuildError> {
         let database = self.database.clone();
-        for rows in balances.chunks(ROWS) {
-            let began = Instant::now();
+        let (mut balances, mut freezes) = (balances.chunks(ROWS), freezes.chunks(ROWS));
+        loop {
+            let (some, others) = (balances.next().unwrap_or_default(), freezes.next().unwrap_or_default());
+            if some.is_empty() && others.is_empty() {
+                return Ok(());
+            }
             let mut turn = database.relaxed_turn().await?;
-            sqlite::write_balances(turn.connection(), "balances_next", rows).await?;
+            let connection = turn.connection();
+            begin_soon(connection).await?;
+            let began = Instant::now();
+            let written = async {
+                sqlite::write_balances(connection, "balances_next", some).await?;
+                sqlite::write_freezes(connection, "freezes_next", others).await?;
+                Ok(true)
+            };
+            let written = written.await;
+            sqlite::end(turn.connection(), written).await?;
             self.let_others_write(&mut turn, began.elapsed()).await?;
         }
-        for rows in freezes.chunks(ROWS) {
-            let began = Instant::now();
-            let mut turn = database.relaxed_turn().await?;
-            sqlite::write_freezes(turn.connection(), "freezes_next", rows).await?;
-            self.let_others_write(&mut turn, began.elapsed()).await?;
-        }
-        Ok(())
     }
 
     /// Pauses as long as the last transaction took, if another process wrote meanwhile. The turn is kept, so that no

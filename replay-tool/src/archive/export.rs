@@ -39,7 +39,9 @@ const LOCK_NAME: &str = "lock";
 /// The service may go on: what it writes after the beginning is not in the archive. The folder appears under its name only
 /// when it is complete and on the disk; whatever is left of a run that was killed is removed by the next one.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  replay-tool export --to backup/monday\n  replay-tool export --to backup/tuesday --since-manifest backup/monday/manifest.json\n\nKeep a copy of manifest.json somewhere else: it is an anchor for `verify --anchor`.")]
+#[command(
+    after_help = "Examples:\n  replay-tool export --to backup/monday\n  replay-tool export --to backup/tuesday --since-manifest backup/monday/manifest.json\n\nKeep a copy of manifest.json somewhere else: it is an anchor for `verify --anchor`."
+)]
 pub(crate) struct Arguments {
     /// The folder to write; it must not exist yet, or be empty.
     #[arg(long, value_name = "FOLDER")]
@@ -144,16 +146,19 @@ pub(crate) async fn export(database: &Database, to: &Path, since: Option<&Manife
     // When the reader stops, the writer meets the end too early: of two findings the earlier one is told.
     let outcome = match (read, written) {
         (Ok(()), written) => written,
-        (Err(Stopped::Damaged { partition, position, .. }), Err(Stopped::Damaged { partition: other, position: before, what }))
-            if (other, before) < (partition, position) =>
-        {
+        (
+            Err(Stopped::Damaged { partition, position, .. }),
+            Err(Stopped::Damaged { partition: other, position: before, what }),
+        ) if (other, before) < (partition, position) => {
             Err(Stopped::Damaged { partition: other, position: before, what })
         }
         (Err(stopped), _) => Err(stopped),
     };
     let (files, digest, accounts) = match outcome {
         Ok(written) => written,
-        Err(Stopped::Damaged { partition, position, what }) => return Ok(Exported::Damaged { partition, position, what }),
+        Err(Stopped::Damaged { partition, position, what }) => {
+            return Ok(Exported::Damaged { partition, position, what });
+        }
         Err(Stopped::Failed(failure)) => return Err(failure),
     };
     let source = match database {
@@ -295,7 +300,10 @@ struct Work {
 impl Work {
     fn create(to: &Path) -> Result<Self, Failure> {
         let failed = |what: &str, error: &io::Error| {
-            Failure::new(format!("--to {}: cannot {what}: {error}; check that its parent folder exists and may be written to", to.display()))
+            Failure::new(format!(
+                "--to {}: cannot {what}: {error}; check that its parent folder exists and may be written to",
+                to.display()
+            ))
         };
         match fs::read_dir(to).map(|mut entries| entries.next().is_none()) {
             Ok(true) => {}

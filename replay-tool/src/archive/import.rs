@@ -11,8 +11,7 @@ use ledger_store::{
 use serde_json::json;
 
 use super::{
-    Archive,
-    Target,
+    Archive, Target,
     restore::{Restored, Summary, make_read_models, next_epoch, restore},
 };
 use crate::context::{Context, Failure, Outcome, say};
@@ -26,7 +25,9 @@ use crate::context::{Context, Failure, Outcome, say};
 ///
 /// A run that was killed is simply run again. No service may use the database meanwhile.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  replay-tool --database-url postgres://ledger@db/ledger import --from backup/monday\n  replay-tool --database-url sqlite://new.db import --from backup/monday --from backup/tuesday")]
+#[command(
+    after_help = "Examples:\n  replay-tool --database-url postgres://ledger@db/ledger import --from backup/monday\n  replay-tool --database-url sqlite://new.db import --from backup/monday --from backup/tuesday"
+)]
 pub(crate) struct Arguments {
     /// The archive's folder. For one that was exported with --since-manifest name the one before it first, each with
     /// --from.
@@ -38,7 +39,11 @@ pub(crate) async fn run(context: &Context, arguments: &Arguments) -> Result<Outc
     let began = Instant::now();
     let archive = Archive::open_all(&arguments.from).await?;
     let (summary, was_there) = match store::look(&context.database_url).await? {
-        Found::Nothing | Found::EmptyLedger => (import(&context.database_url, &archive).await?, false),
+        Found::Nothing | Found::EmptyLedger => match import(&context.database_url, &archive).await {
+            Ok(summary) => (summary, false),
+            // The commit of a run that was killed may have come through in between.
+            Err(failure) => (finish(&context.database_url, &archive).await.map_err(|_| failure)?, true),
+        },
         Found::Ledger => (finish(&context.database_url, &archive).await?, true),
     };
     let equal = summary.digest == archive.manifest.digest;

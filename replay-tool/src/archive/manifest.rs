@@ -165,7 +165,11 @@ impl Manifest {
             }
             next = index + 1;
             if file.file != file_name(file.partition) {
-                return Err(format!("the file of partition {} must be called {}", file.partition, file_name(file.partition)));
+                return Err(format!(
+                    "the file of partition {} must be called {}",
+                    file.partition,
+                    file_name(file.partition)
+                ));
             }
         }
         let newest = self.heads.iter().map(|head| head.epoch).max();
@@ -176,7 +180,8 @@ impl Manifest {
         for (partition, head) in Partition::all().zip(&self.heads) {
             let from = self.from(partition);
             let file = self.file(partition);
-            let promised = file.map_or(Some(0), |file| (file.first_position == from.position.next()).then_some(file.events));
+            let promised =
+                file.map_or(Some(0), |file| (file.first_position == from.position.next()).then_some(file.events));
             let missing = head.position.0.checked_sub(from.position.0);
             if promised.is_none() || promised != missing || file.is_some_and(|file| file.events == 0) {
                 return Err(format!("partition {partition}: its file does not hold the events up to its head"));

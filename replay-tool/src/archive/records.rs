@@ -96,7 +96,10 @@ impl Write for Hashing {
 pub(crate) fn check(folder: &Path, expected: &PartitionFile) -> Result<(), Failure> {
     let path = folder.join(&expected.file);
     let refused = |what: String| {
-        Failure::new(format!("{}: {what}; the archive is not as it was written, take another copy of it", path.display()))
+        Failure::new(format!(
+            "{}: {what}; the archive is not as it was written, take another copy of it",
+            path.display()
+        ))
     };
     let mut file = File::open(&path).map_err(|error| refused(error.to_string()))?;
     let length = file.metadata().map_err(|error| refused(error.to_string()))?.len();
@@ -130,9 +133,8 @@ pub(crate) struct Reader {
 impl Reader {
     pub(crate) fn open(folder: &Path, file: &PartitionFile) -> Result<Self, Failure> {
         let path = folder.join(&file.file);
-        let stream = File::open(&path)
-            .and_then(|file| zstd::Decoder::new(file))
-            .map_err(|error| failed(&path, &error))?;
+        let stream =
+            File::open(&path).and_then(|file| zstd::Decoder::new(file)).map_err(|error| failed(&path, &error))?;
         Ok(Self { path, stream: Some(stream), buffer: Vec::new(), left: file.events })
     }
 
@@ -157,7 +159,9 @@ impl Reader {
         let mut hash = [0; 32];
         stream.read_exact(&mut hash).map_err(torn)?;
         self.left -= 1;
-        chain::read_canonical(&self.buffer, Hash(hash)).map(Some).map_err(|error| format!("holds a damaged event: {error}"))
+        chain::read_canonical(&self.buffer, Hash(hash))
+            .map(Some)
+            .map_err(|error| format!("holds a damaged event: {error}"))
     }
 }
 

@@ -80,7 +80,9 @@ pub(crate) async fn restore(database_url: &str, target: Target, restored: Restor
         epoch,
         heads,
         restored_at: now(),
-        events: Box::new(move |partition| Box::new(events(partition).map(|event| event.map_err(|why| why.to_string())))),
+        events: Box::new(move |partition| {
+            Box::new(events(partition).map(|event| event.map_err(|why| why.to_string())))
+        }),
         progress: Box::new(move |events| shown.advance(events)),
         appends_are_held,
     };

@@ -82,7 +82,9 @@ pub(super) async fn compare_read_models(
     difference: &mut Difference,
 ) -> Result<(), Failure> {
     let (one, other) = alike(databases, partition).await?;
-    for (model, a, b) in [("balances", one.balances_at, other.balances_at), ("freezes", one.freezes_at, other.freezes_at)] {
+    for (model, a, b) in
+        [("balances", one.balances_at, other.balances_at), ("freezes", one.freezes_at, other.freezes_at)]
+    {
         // Where the logs differ, so do the places.
         if difference.log.is_none() && !same_place(&a, &b) {
             difference
@@ -91,10 +93,20 @@ pub(super) async fn compare_read_models(
         }
     }
     let balances = |snapshot: &Snapshot| {
-        snapshot.balances.iter().enumerate().map(|(index, row)| (key(row, index, |row| row.account.id()), row.clone())).collect()
+        snapshot
+            .balances
+            .iter()
+            .enumerate()
+            .map(|(index, row)| (key(row, index, |row| row.account.id()), row.clone()))
+            .collect()
     };
     let freezes = |snapshot: &Snapshot| {
-        snapshot.freezes.iter().enumerate().map(|(index, row)| (key(row, index, |row| row.position), row.clone())).collect()
+        snapshot
+            .freezes
+            .iter()
+            .enumerate()
+            .map(|(index, row)| (key(row, index, |row| row.position), row.clone()))
+            .collect()
     };
     difference.accounts = Differences::of(
         balances(&one),

@@ -90,7 +90,10 @@ impl Scratch {
                  does not exist yet (the ledger itself is {served})"
             ))
         };
-        match restore::look(url).await.map_err(|error| Failure::new(format!("--scratch-url: {}", Failure::from(error))))? {
+        match restore::look(url)
+            .await
+            .map_err(|error| Failure::new(format!("--scratch-url: {}", Failure::from(error))))?
+        {
             Found::Nothing => {}
             // It has tables that this drill would have to remove, and did not make.
             Found::EmptyLedger => return Err(refused()),

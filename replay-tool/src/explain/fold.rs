@@ -7,7 +7,7 @@ use ledger_core::{
     rejection::Contradiction,
 };
 
-use super::{Arguments, served::Served};
+use super::{Arguments, curve::Curve, served::Served};
 
 /// A deduction of which something may still be refunded.
 #[derive(Debug)]
@@ -43,6 +43,7 @@ pub(super) struct Fold {
 pub(super) struct Parts {
     /// How many events of each type there are, and what they moved.
     pub(super) moved: BTreeMap<&'static str, (u64, u64)>,
+    pub(super) curve: Curve,
     /// The page of events that is shown.
     pub(super) events: VecDeque<Event>,
     /// The open ones.
@@ -86,6 +87,7 @@ impl Fold {
         let (count, units) = parts.moved.entry(event.event_type.name()).or_default();
         *count += 1;
         *units += event.amount.map_or(0, Amount::units);
+        parts.curve.add(balance.state.version.max(1), balance.state.balance);
         parts.relate(&event);
         if let Some(served) = &parts.served {
             if served.balance.as_ref().is_some_and(|row| row.position == event.position) {

@@ -1,8 +1,11 @@
 //! `explain`: where an account's balance comes from.
 
+mod curve;
 mod fold;
 mod output;
 mod served;
+
+use std::path::PathBuf;
 
 use clap::Args;
 use ledger_core::{Account, Position, Timestamp};
@@ -36,6 +39,9 @@ pub(crate) struct Arguments {
     /// Show the events before this version of the account: for the next page.
     #[arg(long, value_name = "VERSION")]
     before: Option<u64>,
+    /// Write a page with the same, and the balance over the account's whole life as a curve.
+    #[arg(long, value_name = "FILE.html")]
+    report: Option<PathBuf>,
 }
 
 pub(crate) async fn run(context: &Context, arguments: &Arguments) -> Result<Outcome, Failure> {
@@ -45,6 +51,9 @@ pub(crate) async fn run(context: &Context, arguments: &Arguments) -> Result<Outc
     progress.finish();
     database.close().await;
     let explained = explained?;
+    if let Some(path) = &arguments.report {
+        explained.report(arguments).write(path)?;
+    }
     if context.json {
         say!("{}", explained.json(arguments));
     } else {

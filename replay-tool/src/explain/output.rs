@@ -8,7 +8,10 @@ use super::{
     fold::{Explained, Refundable},
     served::Served,
 };
-use crate::context::say;
+use crate::{
+    context::say,
+    report::{Report, thousands},
+};
 
 impl Explained {
     pub(super) fn is_consistent(&self) -> bool {
@@ -146,6 +149,79 @@ impl Explained {
             for difference in &served.differences {
                 say!("    {difference}: run replay-tool rebuild");
             }
+        }
+    }
+
+    /// The same as a page.
+    pub(super) fn report(&self, arguments: &Arguments) -> Report {
+        let Balance { account, state, updated_at, .. } = &self.balance;
+        let name = format!("{}/{}", account.user_id(), account.credit_type());
+        let mut report = Report::new(format!("The account {name}"));
+        let verdict = match (self.is_consistent(), &self.parts.served) {
+            (true, None) => "The balance follows from the events.".to_owned(),
+            (true, Some(served)) => {
+                format!("The balance follows from the events; the read model {}.", served.verdict())
+            }
+            (false, _) => "Something contradicts the events: see below, and run replay-tool verify.".to_owned(),
+        };
+        report.verdict(self.is_consistent(), &verdict);
+        let mut facts = vec![
+            ("balance".to_owned(), thousands(state.balance)),
+            ("frozen".to_owned(), thousands(state.frozen)),
+            ("available".to_owned(), thousands(state.available())),
+            ("version".to_owned(), format!("{}, of {updated_at}", state.version)),
+            ("status".to_owned(), self.balance.status().to_owned()),
+        ];
+        let moved = self.parts.moved.iter();
+        facts.extend(moved.map(|(name, (count, units))| {
+            ((*name).to_owned(), format!("{} by {} events", thousands(*units), thousands(*count)))
+        }));
+        report.facts("Where it stands", facts);
+        report.line("The balance over its whole life", "version of the account", "balance", &self.parts.curve.points());
+        self.report_faults(&mut report);
+        let freezes = self.parts.freezes.values().map(|freeze| {
+            vec![
+                format!("{} {}", freeze.key.code(), freeze.key.id()),
+                freeze.remaining.to_string(),
+                freeze.amount.to_string(),
+                freeze.created_at.to_string(),
+                freeze.expires_at.map(|at| at.to_string()).unwrap_or_default(),
+                freeze.freeze_id.to_string(),
+            ]
+        });
+        report.table("Open freezes", &["order", "remaining", "of", "since", "expires", "freeze"], freezes);
+        let refundable = self.parts.refundable.values().rev().map(|deduction| {
+            let Refundable { id, amount, left, key, recorded_at } = deduction;
+            let order = format!("{} {}", key.code(), key.id());
+            vec![order, left.to_string(), amount.to_string(), recorded_at.to_string(), id.to_string()]
+        });
+        let refundable = refundable.take(arguments.limit);
+        report.table("Refunds that are still possible", &["order", "rest", "of", "since", "deduction"], refundable);
+        let events = self.parts.events.iter().rev().map(|event| {
+            vec![
+                event.after.version.to_string(),
+                event.recorded_at.to_string(),
+                event.event_type.name().to_owned(),
+                event.amount.map(|amount| amount.units().to_string()).unwrap_or_default(),
+                event.after.balance.to_string(),
+                event.after.frozen.to_string(),
+                format!("{} {}", event.key.code(), event.key.id()),
+                event.actor.to_string(),
+                event.description.as_deref().unwrap_or_default().to_owned(),
+            ]
+        });
+        let header =
+            ["version", "recorded at", "type", "amount", "balance", "frozen", "business key", "actor", "description"];
+        report.table("Events, newest first", &header, events);
+        report
+    }
+
+    fn report_faults(&self, report: &mut Report) {
+        let contradictions = self.parts.contradictions.iter().map(ToString::to_string);
+        let served = self.parts.served.iter().flat_map(|served| served.differences.iter().cloned());
+        let faults: Vec<_> = contradictions.chain(self.parts.unreadable.iter().cloned()).chain(served).collect();
+        if !faults.is_empty() {
+            report.table("What is wrong", &["fault"], faults.into_iter().map(|fault| vec![fault]));
         }
     }
 }

@@ -66,7 +66,7 @@ pub(crate) struct Arguments {
     /// further than the range, so that both sides know those at its edges.
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     from: Option<Timestamp>,
-    /// … and before this time.
+    /// Compare orders created, and look for ledger entries recorded, before this time.
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     to: Option<Timestamp>,
     /// The credit type of orders that name none.

@@ -60,7 +60,7 @@ fn copy_files(url: &str, folder: &Path) -> Result<Value, Failure> {
 }
 
 pub(super) fn sqlite_file(url: &str) -> Result<PathBuf, Failure> {
-    Ok(SqliteConnectOptions::from_str(url).map_err(sqlx::Error::from)?.get_filename().to_path_buf())
+    Ok(SqliteConnectOptions::from_str(url)?.get_filename().to_path_buf())
 }
 
 /// Every table as CSV, compressed. What PostgreSQL cannot read of a table is left out block by block, and said.

@@ -165,15 +165,15 @@ async fn look_inside(database: Database) -> Result<Examined, Failure> {
         return Ok(Examined::without(State::Empty, "the ledger has no event"));
     }
     let progress = Progress::new("looking at the database");
-    let verified = verify::verify(&database, &verify::Options::default(), &progress).await;
+    let verified = verify::verify(&database, &progress).await;
     progress.finish();
     let mut examined = match verified {
         Ok(verified) => {
             let (state, why) = judge(&verified.findings);
-            let digest = verified.digest.map(|digest| digest.to_string());
+            let digest = Some(verified.digest.to_string());
             Examined { state, why, digest, findings: findings_json(&verified.findings), ..Examined::without(state, "") }
         }
-        Err(error) => Examined::without(State::LogDamaged, format!("the log cannot be replayed: {error}")),
+        Err(error) => Examined::without(State::LogDamaged, format!("the log cannot be replayed: {}", chain(&error))),
     };
     examined.heads = heads;
     examined.database = Some(database);

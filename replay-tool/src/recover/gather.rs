@@ -114,11 +114,21 @@ impl Gathered {
                     .to_owned(),
             );
         }
-        let only: u64 = self.tail.partitions.iter().map(|partition| partition.only_in_database).sum();
+        // Where the database's own head is what is restored, nothing that stands beside it ever was an event.
+        let ends_alike = |partition: Partition| {
+            let end = self.tail.partitions[partition.index()].end;
+            examined.heads.is_some_and(|heads| {
+                let head = heads[partition.index()];
+                head.position == end.position && head.hash == end.hash
+            })
+        };
+        let lacking = || {
+            let all = Partition::all().zip(&self.tail.partitions);
+            all.filter(|(partition, tail)| tail.only_in_database > 0 && !ends_alike(*partition))
+        };
+        let only: u64 = lacking().map(|(_, tail)| tail.only_in_database).sum();
         if only > 0 && examined.state != State::Sound {
-            let named: Vec<_> = Partition::all()
-                .zip(&self.tail.partitions)
-                .filter(|(_, tail)| tail.only_in_database > 0)
+            let named: Vec<_> = lacking()
                 .take(5)
                 .map(|(partition, tail)| format!("partition {partition} up to position {}", tail.only_in_database_to))
                 .collect();

@@ -82,6 +82,10 @@ pub(super) fn loss(
             if restores.iter().any(|restored| restored.voids(partition, head.epoch, head.position)) {
                 continue;
             }
+            // A head that names the newest event at another position was changed: it tells nothing.
+            if head.hash == end.hash && head.position != end.position {
+                continue;
+            }
             if head.position > end.position {
                 if furthest.is_none_or(|(position, _)| head.position > position) {
                     furthest = Some((head.position, &witness.name));

@@ -14,12 +14,15 @@ mod stream;
 mod tail;
 mod unlock;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Args;
 use ledger_core::{Epoch, Partition};
 use ledger_store::Database;
-use projector::publisher::restored;
+use projector::{
+    checkpoint::{self, ReadModel},
+    publisher::restored,
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -75,6 +78,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "DIR")]
     report: PathBuf,
 }
+
+/// How often it is looked whether a projector catches up, and the pause between.
+const CATCH_UP_LOOKS: u32 = 15;
+const CATCH_UP_PAUSE: Duration = Duration::from_millis(200);
 
 pub(crate) async fn run(context: &Context, arguments: &Arguments) -> Result<Outcome, Failure> {
     let anchor = arguments.anchor.as_deref().map(Anchor::read).transpose()?;
@@ -169,11 +176,30 @@ impl Drill<'_> {
 
     /// The log is there; the read models may not be.
     async fn finish_restore(&mut self, database: Database) -> Result<Database, Failure> {
-        self.pause(&database).await?;
+        if matches!(database, Database::Postgres(_)) {
+            // On SQLite the rebuild itself is the one writer that there can be.
+            self.pause(&database).await?;
+        }
         self.record.begin("rebuild")?;
         let rebuilt = archive::make_read_models(&database).await?;
         self.record.end(json!({ "events": rebuilt.events, "digest": rebuilt.digest }))?;
+        let (epoch, found) = (self.record.plan.as_ref().map_or(0, |plan| plan.epoch), &self.record.facts["found"]);
+        let kept = match &database {
+            _ if ["absent", "empty"].iter().any(|state| found["state"] == *state) => None,
+            Database::Postgres(_) => Some(format!("ledger_before_{epoch}")),
+            Database::Sqlite(sqlite) => Some(format!("{}.before-{epoch}", sqlite.file())),
+        };
+        let why = found["why"].as_str().unwrap_or_default().to_owned();
+        self.say_restored(Epoch(epoch), kept, why);
         Ok(database)
+    }
+
+    fn say_restored(&mut self, epoch: Epoch, kept: Option<String>, why: String) {
+        self.fact("action", json!("restored"));
+        self.fact("epoch", json!(epoch));
+        self.fact("kept", json!(kept));
+        self.fact("mended", json!([why]));
+        self.fact("next", json!(["start every service of this ledger anew: it goes on under a new epoch"]));
     }
 
     /// Looks, decides, keeps what is there, and mends it.
@@ -193,21 +219,20 @@ impl Drill<'_> {
 
         self.record.begin("look at the database")?;
         let mut examined = examine::examine(&self.context.database_url).await?;
-        if matches!(examined.state, State::LogDamaged | State::ReadModelsDamaged)
-            && let Some(database) = examined.database.take()
-        {
-            // From here on the log stays as it is looked at.
-            self.pause(&database).await?;
-            let heads = database.heads().await.ok();
-            examined.heads = heads;
-            examined.database = Some(database);
+        if matches!(examined.state, State::LogDamaged | State::ReadModelsDamaged) {
+            self.hold(&mut examined).await?;
         }
         self.record.end(examined.to_json())?;
         self.fact("found", examined.to_json());
 
         self.record.begin("gather events")?;
         let nats_url = self.arguments.nats_url.as_deref();
-        let gathered = gather::gather(base, nats_url, self.anchor.as_ref(), &examined, self.record).await?;
+        let mut gathered = gather::gather(base.clone(), nats_url, self.anchor.as_ref(), &examined, self.record).await?;
+        if examined.state == State::Sound && !examined.heads.is_some_and(|heads| gathered.is_in(&heads)) {
+            // Either the ledger goes on, or it lacks what others have: that is seen when it stands still.
+            self.hold(&mut examined).await?;
+            gathered = gather::gather(base, nats_url, self.anchor.as_ref(), &examined, self.record).await?;
+        }
         self.record.end(gathered.to_json())?;
         self.plan(&gathered, &examined);
         if let Some(decision) = gathered.decision(&examined, self.arguments.replace) {
@@ -219,6 +244,15 @@ impl Drill<'_> {
             (State::ReadModelsDamaged, true) => self.rebuild(examined).await,
             _ => self.restore(gathered, examined).await,
         }
+    }
+
+    /// From here on the log stays as it is looked at.
+    async fn hold(&mut self, examined: &mut Examined) -> Result<(), Failure> {
+        if let Some(database) = &examined.database {
+            self.pause(database).await?;
+            examined.heads = database.heads().await.ok();
+        }
+        Ok(())
     }
 
     /// Writes down what is going to be there, and what is lost.
@@ -243,12 +277,34 @@ impl Drill<'_> {
 
     /// Nothing is wrong.
     async fn leave(&mut self, examined: Examined) -> Result<Database, Failure> {
-        self.fact("action", json!("none"));
-        self.fact("mended", json!([]));
-        match examined.database {
-            Some(database) => Ok(database),
-            None => self.context.open().await,
+        let database = match examined.database {
+            Some(database) => database,
+            None => self.context.open().await?,
+        };
+        self.resume().await;
+        let is_behind = self.is_behind(&database).await?;
+        if is_behind {
+            // No projector follows the log: what comes next needs the balances.
+            self.record.begin("rebuild")?;
+            let rebuilt = archive::make_read_models(&database).await?;
+            self.record.end(json!({ "events": rebuilt.events, "digest": rebuilt.digest }))?;
         }
+        self.fact("action", json!(if is_behind { "rebuilt" } else { "none" }));
+        self.fact("mended", if is_behind { json!(["the read models were behind the log"]) } else { json!([]) });
+        Ok(database)
+    }
+
+    /// Whether the balances are behind the log, and stay so.
+    async fn is_behind(&self, database: &Database) -> Result<bool, Failure> {
+        let heads = database.heads().await?;
+        for _ in 0..CATCH_UP_LOOKS {
+            let at = checkpoint::read(database, ReadModel::Balances).await?;
+            if at.iter().zip(&heads).all(|(at, head)| at.position >= head.position) {
+                return Ok(false);
+            }
+            tokio::time::sleep(CATCH_UP_PAUSE).await;
+        }
+        Ok(true)
     }
 
     /// Only what is made from the log is wrong.
@@ -271,9 +327,10 @@ impl Drill<'_> {
     }
 
     /// The log itself is put in place.
-    async fn restore(&mut self, gathered: Gathered, examined: Examined) -> Result<Database, Failure> {
+    async fn restore(&mut self, gathered: Gathered, mut examined: Examined) -> Result<Database, Failure> {
         self.backup(&examined).await?;
-        if let Some(database) = &examined.database {
+        if let Some(database) = examined.database.take() {
+            // Not only its pool: on SQLite nobody may have the file open, this process neither.
             database.close().await;
         }
         let target = examined.state.target();
@@ -297,11 +354,7 @@ impl Drill<'_> {
         self.record.end(json!({ "events": summary.events, "accounts": summary.accounts, "digest": summary.digest,
             "kept": summary.kept, "wrote_seconds": summary.wrote_in.as_secs_f64(),
             "rebuilt_seconds": summary.rebuilt_in.as_secs_f64() }))?;
-        self.fact("action", json!("restored"));
-        self.fact("epoch", json!(epoch));
-        self.fact("kept", json!(summary.kept));
-        self.fact("mended", json!([examined.why]));
-        self.fact("next", json!(["start every service of this ledger anew: it goes on under a new epoch"]));
+        self.say_restored(epoch, summary.kept, examined.why);
         self.record.keep()?;
         self.context.open().await
     }
@@ -320,7 +373,7 @@ impl Drill<'_> {
     async fn verify(&mut self, database: &Database) -> Result<bool, Failure> {
         self.record.begin("verify")?;
         let progress = Progress::new("verifying");
-        let verified = verify::verify(database, &verify::Options::default(), &progress).await?;
+        let verified = verify::verify(database, &progress).await?;
         progress.finish();
         let consistent = verified.is_consistent();
         let found = json!({ "consistent": consistent, "events": verified.events, "accounts": verified.accounts,

@@ -38,14 +38,16 @@ impl Pause {
                 Ok(Self::Postgres(connection))
             }
             Database::Sqlite(_) => {
-                let options = SqliteConnectOptions::from_str(url)
-                    .map_err(sqlx::Error::from)?
+                let options = SqliteConnectOptions::from_str(url)?
                     .create_if_missing(false)
                     .journal_mode(SqliteJournalMode::Wal)
                     .busy_timeout(std::time::Duration::from_secs(60))
                     .disable_statement_logging();
                 let mut connection = options.connect().await?;
-                sqlx::query("begin immediate").execute(&mut connection).await?;
+                if let Err(error) = sqlx::query("begin immediate").execute(&mut connection).await {
+                    // A file that is too damaged for a transaction takes no command either.
+                    tracing::warn!(%error, "the file cannot be locked");
+                }
                 Ok(Self::Sqlite(connection))
             }
         }

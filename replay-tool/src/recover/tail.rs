@@ -162,7 +162,9 @@ impl<'a> Walk<'a> {
         let mut walk = Self { tip, order, next: 0, restores, confirmed: vec![false; restores.len()], partition };
         for (confirmed, restored) in walk.confirmed.iter_mut().zip(restores) {
             let point = restored.heads[partition.index()];
-            *confirmed = point.position <= tip.position && base.hash_at(partition, point.position)? == Some(point.hash);
+            // What older epochs held past the archive is passed over in any case; only newer restores are asked about.
+            *confirmed = restored.epoch <= head.epoch
+                || (point.position <= tip.position && base.hash_at(partition, point.position)? == Some(point.hash));
         }
         Ok(walk)
     }

@@ -169,7 +169,7 @@ mod tests {
     #[test]
     fn whole_batches_leave_nothing_over_and_every_fault_does() {
         let marks: Vec<_> =
-            (1..2_000).flat_map(|id| batch(id << 34, 1 + u32::try_from(id % 7).expect("small"))).collect();
+            (1..2_000).flat_map(|id| batch(id << 34, 2 + u32::try_from(id % 7).expect("small"))).collect();
         assert!(are_whole(&marks));
         for index in (0..marks.len()).step_by(97) {
             let mut one_less = marks.clone();

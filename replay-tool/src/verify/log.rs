@@ -365,3 +365,6 @@ fn fault_of(contradiction: &Contradiction, follows: bool) -> Fault {
     let expected = format!("{} {}", contradiction.field, contradiction.expected);
     Fault { kind, expected, found: contradiction.found.clone(), follows }
 }
+
+#[cfg(test)]
+mod tests;

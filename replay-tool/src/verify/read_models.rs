@@ -116,7 +116,7 @@ pub(super) fn compare_freezes(
     findings: &mut Findings,
 ) {
     let mut replayed = freezes.iter().peekable();
-    let mut missing = |freeze: &Freeze, findings: &mut Findings| {
+    let missing = |freeze: &Freeze, findings: &mut Findings| {
         let expected = freeze_in_words(freeze);
         findings.push(Finding::of_freeze(Kind::FreezeMissing, partition, freeze, expected, "no row"));
     };

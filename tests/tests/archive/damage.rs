@@ -116,7 +116,9 @@ async fn every_damaged_archive_is_refused_and_nothing_is_written() {
     mixtures(&mut copy, &early);
     let mixed = copy.tried - truncated - flipped - edited;
     let tried = copy.tried;
-    println!("{tried} found of {tried} tried: {truncated} truncated, {flipped} flipped, {edited} edited, {mixed} mixed");
+    println!(
+        "{tried} found of {tried} tried: {truncated} truncated, {flipped} flipped, {edited} edited, {mixed} mixed"
+    );
     // On PostgreSQL, one of each that only shows while the events are written.
     let name = copy.files().into_iter().find(|name| name.starts_with("partition")).expect("a file");
     let mut records = zstd::decode_all(&*copy.read(&name)).expect("whole");
@@ -190,7 +192,12 @@ fn flips(copy: &mut Copy) {
         for at in (0..records.len()).step_by(97) {
             let mut flipped = records.clone();
             flipped[at] ^= 1 << (at % 8);
-            copy.refused_resealed(&format!("{name} with byte {at} of its records flipped"), &name, &compress(&flipped), |_| {});
+            copy.refused_resealed(
+                &format!("{name} with byte {at} of its records flipped"),
+                &name,
+                &compress(&flipped),
+                |_| {},
+            );
         }
     }
 }

@@ -33,6 +33,7 @@ fn new_log(events: Vec<Vec<Event>>, heads: [Head; PARTITIONS], epoch: u32) -> Lo
     let events = Arc::new(events);
     Log {
         archive_id: "test".to_owned(),
+        appends_are_held: false,
         epoch: Epoch(epoch),
         heads,
         restored_at: Timestamp::from_micros(1_700_000_000_000_000).expect("a time"),
@@ -85,7 +86,11 @@ async fn a_ledger_that_is_replaced_is_kept_aside(database: NewDatabase) {
     let (after, next) = log_of(&database.url).await;
     assert_eq!(after, events, "exactly these events");
     assert!(next.iter().zip(&heads).all(|(next, head)| next.epoch == Epoch(7) && next.position == head.position));
-    assert_eq!(sql::number(&database, "select count(*) from api_keys where prefix = 'mine'").await, 1, "keys are taken along");
+    assert_eq!(
+        sql::number(&database, "select count(*) from api_keys where prefix = 'mine'").await,
+        1,
+        "keys are taken along"
+    );
     let (code, _) = replay_tool(&database.url, &["rebuild"]);
     assert_eq!(code, 0);
     verify_consistent(&database.url);
@@ -118,7 +123,10 @@ async fn a_log_that_does_not_follow_is_refused_and_nothing_is_changed(database: 
     type Damage<'d> = &'d dyn Fn(&mut Vec<Vec<Event>>, &mut [Head; PARTITIONS]);
     let damages: [(&str, Damage<'_>); 7] = [
         ("an event left out", &|events, _| drop(events[long].remove(1))),
-        ("an event twice", &|events, _| events[long].insert(1, events[long][0].clone())),
+        ("an event twice", &|events, _| {
+            let first = events[long][0].clone();
+            events[long].insert(1, first);
+        }),
         ("an event of another partition", &|events, _| {
             let other = (0..PARTITIONS).find(|index| *index != long && !events[*index].is_empty()).expect("another");
             events[long][0] = events[other][0].clone();

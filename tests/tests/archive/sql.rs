@@ -75,7 +75,9 @@ pub(crate) async fn vandalise(database: &NewDatabase, statement: &str) -> bool {
         let mut connection = PgConnection::connect(&database.url).await.expect("the database opens");
         sqlx::query("alter table events disable trigger all").execute(&mut connection).await.expect("switched off");
         let done = sqlx::raw_sql(statement).execute(&mut connection).await.is_ok();
-        sqlx::query("alter table events enable always trigger all").execute(&mut connection).await.expect("switched on");
+        let on = "alter table events enable always trigger events_are_append_only, \
+            enable always trigger events_are_never_truncated";
+        sqlx::query(on).execute(&mut connection).await.expect("switched on");
         done
     }
 }

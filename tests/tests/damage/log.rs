@@ -1,6 +1,6 @@
 //! Damage of the log itself.
 
-use ledger_core::{Amount, Epoch, Event, Position, TransactionId};
+use ledger_core::{Amount, Epoch, Position, TransactionId};
 
 use crate::{
     case::{Case, lie, only_against_an_anchor, sql, with_its_own_id},
