@@ -43,8 +43,7 @@ pub(crate) enum Scope {
 }
 
 impl Scope {
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Credit, Self::Debit, Self::Freeze, Self::Refund, Self::Read, Self::Admin];
+    pub(crate) const ALL: [Self; 6] = [Self::Credit, Self::Debit, Self::Freeze, Self::Refund, Self::Read, Self::Admin];
 
     pub(crate) const fn name(self) -> &'static str {
         match self {

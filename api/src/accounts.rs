@@ -20,7 +20,7 @@ use crate::{
     body, commands, content,
     cursor::Cursor,
     problem::Problem,
-    request::{self, Path, Query, Origin, if_match},
+    request::{self, Origin, Path, Query, if_match},
     service::Service,
 };
 

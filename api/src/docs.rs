@@ -39,10 +39,8 @@ mod tests {
                 calls.as_object().expect("calls").keys().map(move |verb| format!("{verb} {path}"))
             })
             .collect();
-        let served: std::collections::BTreeSet<_> = ROUTES
-            .iter()
-            .map(|route| format!("{} {}", route.method.as_str().to_lowercase(), route.path))
-            .collect();
+        let served: std::collections::BTreeSet<_> =
+            ROUTES.iter().map(|route| format!("{} {}", route.method.as_str().to_lowercase(), route.path)).collect();
         assert!(served.len() > 15, "{served:?}");
         assert_eq!(described, served);
     }

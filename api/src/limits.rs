@@ -138,7 +138,10 @@ impl Limits {
             Ok(Err(until)) => Err(limited(rate, until.wait_time_from(self.clock.now()))),
             // More at once than there is room for in the bucket: no waiting helps.
             Err(_) => Err(Problem::rate_limited(
-                format!("{count} commands for one account at once are more than the burst of {}: send fewer", rate.burst),
+                format!(
+                    "{count} commands for one account at once are more than the burst of {}: send fewer",
+                    rate.burst
+                ),
                 Duration::from_secs(u64::from(rate.window_seconds())),
             )
             .with_headers(Left { rate, remaining: 0 }.headers(Duration::from_secs(u64::from(rate.window_seconds()))))),

@@ -189,7 +189,11 @@ async fn run(settings: Settings) -> Result<(), String> {
         signal(SignalKind::terminate()).map_err(|error| format!("cannot watch for signals: {error}"))?;
     let mut interrupt =
         signal(SignalKind::interrupt()).map_err(|error| format!("cannot watch for signals: {error}"))?;
-    tell(if access.is_on() { "API keys      asked of every caller" } else { "API keys      none: everything is open (api keys create)" });
+    tell(if access.is_on() {
+        "API keys      asked of every caller"
+    } else {
+        "API keys      none: everything is open (api keys create)"
+    });
     tell(&format!("listening on http://{address}"));
     tell(&format!("documentation http://{address}/docs"));
     tell(&format!(

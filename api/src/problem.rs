@@ -86,7 +86,9 @@ impl Problem {
     /// Nobody knows who this is.
     pub(crate) fn unauthenticated(detail: &str) -> Self {
         let challenge = HeaderMap::from_iter([(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))]);
-        Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", detail).with("field", "Authorization").with_headers(challenge)
+        Self::new(StatusCode::UNAUTHORIZED, "unauthenticated", detail)
+            .with("field", "Authorization")
+            .with_headers(challenge)
     }
 
     /// The key is sound and not made for this.

@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use foldhash::{HashMap, HashSet};
 
-use ledger_core::{Account, AccountId, AccountState, Balance, BusinessKey, Command, Event, Original, Partition, Position};
+use ledger_core::{
+    Account, AccountId, AccountState, Balance, BusinessKey, Command, Event, Original, Partition, Position,
+};
 use quick_cache::unsync::Cache;
 
 use crate::{
@@ -140,7 +142,11 @@ impl<'a> Known<'a> {
             }
             None => {
                 let indexed = self.fetched.accounts.get(&id).copied().flatten();
-                indexed.map(|Indexed { state, position }| Standing { state, position, account: self.fetched.owners.get(&id) })
+                indexed.map(|Indexed { state, position }| Standing {
+                    state,
+                    position,
+                    account: self.fetched.owners.get(&id),
+                })
             }
         };
         self.absent_only_if_sound(id.partition(), found)

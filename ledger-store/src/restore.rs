@@ -196,6 +196,8 @@ impl Log {
 pub(crate) enum Part {
     Events(Vec<Event>),
     Indexes(IndexEntries),
+    /// Nothing more comes.
+    End,
 }
 
 /// What was read once all of it was.
@@ -214,7 +216,7 @@ pub(crate) struct Parts<T> {
 
 impl<T: Send + 'static> Parts<T> {
     /// Starts to read, check and encode the log in a thread of its own, while the database writes.
-    pub(crate) fn start(log: Arc<Log>, encode: impl Fn(Part, &mut dyn FnMut(T)) + Send + 'static) -> Self {
+    pub(crate) fn start(log: Arc<Log>, mut encode: impl FnMut(Part, &mut dyn FnMut(T)) + Send + 'static) -> Self {
         let (send, parts) = mpsc::channel(WAITING_MAX);
         let task = tokio::task::spawn_blocking(move || {
             let mut produced = Produced::default();
@@ -227,6 +229,8 @@ impl<T: Send + 'static> Parts<T> {
                     break;
                 }
             }
+            // Whoever waits for nothing more does not wait for the rest either.
+            encode(Part::End, &mut |encoded| drop(send.blocking_send(encoded)));
             Ok(produced)
         });
         Self { parts, task }

@@ -104,6 +104,7 @@ async fn compare(a: &Database, b: &Database, quick: bool, began: Instant) -> Res
     let progress = Progress::new("comparing");
     progress.expect(events[0].max(events[1]));
     let mut differences = Vec::new();
+    let mut patience = states::Patience::default();
     let mut digests = [Some([(Hash::ZERO, Hash::ZERO); PARTITIONS]); 2];
     for partition in Partition::all() {
         let index = partition.index();
@@ -128,7 +129,7 @@ async fn compare(a: &Database, b: &Database, quick: bool, began: Instant) -> Res
             }
         }
         if difference.log.is_none() || quick {
-            states::compare_read_models([a, b], partition, &mut difference).await?;
+            states::compare_read_models([a, b], partition, &mut patience, &mut difference).await?;
         }
         if !difference.is_none() {
             differences.push(difference);

@@ -181,7 +181,13 @@ impl Service {
     /// # Panics
     ///
     /// When no answer came.
-    pub async fn send_as(&self, authorization: Option<&str>, method: Method, path: &str, body: Option<String>) -> Answer {
+    pub async fn send_as(
+        &self,
+        authorization: Option<&str>,
+        method: Method,
+        path: &str,
+        body: Option<String>,
+    ) -> Answer {
         let mut request = self.client.request(method, format!("{}{path}", self.url));
         if let Some(authorization) = authorization {
             request = request.header("authorization", authorization);

@@ -88,8 +88,7 @@ async fn each_route_asks_for_its_own_scope(database: NewDatabase) {
             assert_eq!(answer.headers["www-authenticate"], "Bearer");
         }
         for (name, key) in &by_scope {
-            let answer =
-                service.send_as(Some(&format!("Bearer {key}")), method.clone(), &path, body.clone()).await;
+            let answer = service.send_as(Some(&format!("Bearer {key}")), method.clone(), &path, body.clone()).await;
             tried += 1;
             let may = scope.as_ref().is_none_or(|scope| scope.split(',').any(|scope| scope == *name));
             if may {
@@ -170,12 +169,9 @@ async fn a_batch_is_judged_command_by_command(database: NewDatabase) {
     let key = create(&database, "credits only", "credit");
     let service = Service::start(&database.url, &[]);
     let bearer = format!("Bearer {key}");
-    let of = |kind: &str, id: &str| {
-        json!({ "type": kind, "user_id": "ann", "credit_type": "points", "amount": 5, "business_code": "c", "business_id": id })
-    };
-    let post = async |body: Value| {
-        service.send_as(Some(&bearer), Method::POST, "/v1/batches", Some(body.to_string())).await
-    };
+    let of = |kind: &str, id: &str| json!({ "type": kind, "user_id": "ann", "credit_type": "points", "amount": 5, "business_code": "c", "business_id": id });
+    let post =
+        async |body: Value| service.send_as(Some(&bearer), Method::POST, "/v1/batches", Some(body.to_string())).await;
     let atomic = post(json!({ "commands": [of("credit", "1"), of("freeze", "2")] })).await;
     assert_eq!((atomic.status.as_u16(), atomic.text("code")), (403, "scope_missing"), "{}", atomic.body);
     let each = post(json!({ "atomic": false, "commands": [of("credit", "1"), of("freeze", "2")] })).await.expect(200);
@@ -188,7 +184,8 @@ async fn the_label_of_a_key_is_the_actor_of_its_events(database: NewDatabase) {
     let key = create(&database, "order service", "credit,read,admin");
     let service = Service::start(&database.url, &[]);
     let bearer = format!("Bearer {key}");
-    let credit = json!({ "user_id": "ann", "credit_type": "points", "amount": 5, "business_code": "c", "business_id": "1" });
+    let credit =
+        json!({ "user_id": "ann", "credit_type": "points", "amount": 5, "business_code": "c", "business_id": "1" });
     let done = service.send_as(Some(&bearer), Method::POST, "/v1/credits", Some(credit.to_string())).await.expect(201);
     let lock = json!({ "reason": "stolen" }).to_string();
     service.send_as(Some(&bearer), Method::POST, "/v1/accounts/ann/points/lock", Some(lock)).await.expect(201);
@@ -219,7 +216,8 @@ async fn no_secret_is_repeated(database: NewDatabase) {
     let secret = key.rsplit('_').next().expect("a secret");
     assert!(!seen.contains(secret), "{seen}");
     assert_eq!(secret.len(), 64, "256 bits");
-    for bad in [&["create", "--label", "x"][..], &["create", "--label", "x", "--scopes", "all"], &["revoke", "nothing"]] {
+    for bad in [&["create", "--label", "x"][..], &["create", "--label", "x", "--scopes", "all"], &["revoke", "nothing"]]
+    {
         let why = keys(&database, bad).expect_err("refused");
         assert!(why.starts_with("api: ") && why.lines().count() == 1, "{why}");
     }

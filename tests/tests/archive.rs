@@ -98,6 +98,7 @@ async fn a_ledger_comes_back_the_same_on_each_database_and_goes_on(database: New
     let repeated =
         json!({ "user_id": "ann", "credit_type": "points", "amount": 70, "business_code": "once", "business_id": "1" });
     let first = service.post("/v1/debits", &repeated).await.expect(201);
+    projected(&service).await;
     // While the service runs.
     let archive = folder.path().join("one");
     let exported = export(&database.url, &archive, &[]);
@@ -123,6 +124,7 @@ async fn a_ledger_comes_back_the_same_on_each_database_and_goes_on(database: New
         let events = service.get(&format!("/v1/events?partition={partition}&after={}", position - 1)).await.expect(200);
         assert_eq!(events["items"][0]["epoch"], imported["epoch"], "{events:#}");
         credits(&service, 1_000 + 100 * step as u64, 60, 40).await;
+        projected(&service).await;
         service.terminate();
         verify_consistent(&other.url);
         let archive = folder.path().join(format!("after-{step}"));

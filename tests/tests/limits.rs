@@ -71,7 +71,8 @@ async fn each_command_of_a_batch_counts(database: NewDatabase) {
     let more = post(batch(&["ann"], 6, 6, true)).await;
     assert_eq!((more.status.as_u16(), more.text("code")), (429, "rate_limited"));
     let each = post(batch(&["bob"], 6, 6, false)).await.expect(200);
-    let codes: Vec<_> = each["results"].as_array().expect("results").iter().map(|result| result["code"].as_str()).collect();
+    let codes: Vec<_> =
+        each["results"].as_array().expect("results").iter().map(|result| result["code"].as_str()).collect();
     assert_eq!(codes.iter().filter(|code| code.is_none()).count(), 4, "{each}");
     assert_eq!(codes.iter().filter(|code| **code == Some("rate_limited")).count(), 2, "{each}");
     // No waiting lets so many pass at once.
@@ -80,7 +81,8 @@ async fn each_command_of_a_batch_counts(database: NewDatabase) {
     assert!(never.text("detail").contains("burst of 10"), "{}", never.body);
     assert_eq!(service.get("/v1/accounts/cid/points?consistency=strong").await.status, 404);
     // A capture counts against the account that owns the freeze.
-    let freeze = json!({ "user_id": "dan", "credit_type": "points", "amount": 1, "business_code": "f", "business_id": "1" });
+    let freeze =
+        json!({ "user_id": "dan", "credit_type": "points", "amount": 1, "business_code": "f", "business_id": "1" });
     assert_eq!(post(batch(&["dan"], 0, 8, true)).await.status, 201);
     let frozen = service.post("/v1/freezes", &freeze).await.expect(201);
     let capture = |id: &str| json!({ "freeze_id": frozen["transaction_id"], "business_code": "d", "business_id": id });

@@ -189,7 +189,7 @@ async fn commands_and_reads_go_on_while_the_read_models_are_rebuilt(database: Ne
         }
     };
     let reader = async {
-        let mut versions = vec![0; USERS as usize];
+        let mut versions = vec![0; usize::try_from(USERS).expect("few")];
         while !stop.load(Ordering::Relaxed) {
             for (user, newest) in versions.iter_mut().enumerate() {
                 let account = service.get(&format!("/v1/accounts/user-{user}/points")).await.expect(200);

@@ -1,7 +1,7 @@
 use super::*;
 use crate::{
-    commands::{COMMAND_FIELDS, Kind},
     access::Caller,
+    commands::{COMMAND_FIELDS, Kind},
     request::{Origin, RequestId},
 };
 

@@ -8,7 +8,8 @@ use ledger_store::{
 
 use super::StoredKey;
 
-type Row = (String, Vec<u8>, String, String, Option<String>, DateTime<Utc>, Option<DateTime<Utc>>, Option<DateTime<Utc>>);
+type Row =
+    (String, Vec<u8>, String, String, Option<String>, DateTime<Utc>, Option<DateTime<Utc>>, Option<DateTime<Utc>>);
 
 const ALL: &str = "select prefix, hash, label, scopes, rate_limit, created_at, expires_at, revoked_at from api_keys \
                    order by created_at, prefix";
@@ -22,8 +23,11 @@ pub(crate) async fn all(database: &Database) -> Result<Vec<StoredKey>, StoreErro
     rows.into_iter().map(read).collect()
 }
 
-fn read((prefix, hash, label, scopes, rate_limit, created_at, expires_at, revoked_at): Row) -> Result<StoredKey, StoreError> {
-    let damaged = |what: &str| StoreError::Inconsistent(format!("api_keys {prefix}: {what} cannot be read: revoke the key"));
+fn read(
+    (prefix, hash, label, scopes, rate_limit, created_at, expires_at, revoked_at): Row,
+) -> Result<StoredKey, StoreError> {
+    let damaged =
+        |what: &str| StoreError::Inconsistent(format!("api_keys {prefix}: {what} cannot be read: revoke the key"));
     let hash = <[u8; 32]>::try_from(hash).map_err(|_| damaged("hash"))?;
     let scopes = scopes.parse().map_err(|_| damaged("scopes"))?;
     let rate_limit = rate_limit.map(|rate| rate.parse()).transpose().map_err(|_| damaged("rate_limit"))?;
@@ -58,7 +62,9 @@ pub(super) async fn insert(database: &Database, key: &StoredKey) -> Result<(), S
         };
     }
     match database {
-        Database::Postgres(database) => drop(insert!(database.pool())),
+        Database::Postgres(database) => {
+            insert!(database.pool());
+        }
         Database::Sqlite(database) => {
             let mut turn = durable(database).await?;
             insert!(turn.connection());

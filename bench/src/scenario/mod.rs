@@ -131,7 +131,8 @@ pub(crate) async fn run(kind: Kind, plan: &Plan, results: &RefCell<Results>, sav
     }
     let bench = Bench { kind, cluster: cluster.as_ref(), plan, results, run: 1 };
     let in_turn = Scenario::value_variants().iter().filter(|scenario| !needs_medians(**scenario));
-    let (in_turn, after): (Vec<_>, Vec<_>) = (in_turn.collect(), vec![Scenario::Latency, Scenario::Growth, Scenario::Replay]);
+    let (in_turn, after): (Vec<_>, Vec<_>) =
+        (in_turn.collect(), vec![Scenario::Latency, Scenario::Growth, Scenario::Replay]);
     for run in 1..=plan.runs {
         for scenario in &in_turn {
             Bench { run, ..bench }.attempt(**scenario, save).await;

@@ -228,7 +228,8 @@ async fn upsert_accounts(
     accounts: &[(AccountId, Position)],
     states: &[AccountState],
 ) -> Result<(), StoreError> {
-    let numbers = |number: fn(&AccountState) -> u64| states.iter().map(|state| stored(number(state))).collect::<Vec<_>>();
+    let numbers =
+        |number: fn(&AccountState) -> u64| states.iter().map(|state| stored(number(state))).collect::<Vec<_>>();
     let seals = accounts.iter().zip(states).map(|((id, at), state)| seal(*id, *at, state));
     sqlx::query(
         "insert into account_positions as a (partition, account_id, position, balance, frozen, version, locked, seal) \

@@ -15,7 +15,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection, Row, postgres::PgCopyIn};
 use super::{MIGRATIONS, Postgres, copy, describe, options, version};
 use crate::{
     StoreError,
-    index::{key_run, stored_hash},
+    index::{IndexEntries, key_run, stored_hash},
     restore::{Found, Log, MADE_FROM_LOG, Part, Parts, RestoreError, RestorePoint, Restored, Target},
     row::{self, COLUMNS, stored},
     schema,
@@ -162,7 +162,10 @@ async fn fill(
 ) -> Result<Restored, RestoreError> {
     let mut transaction = connection.begin().await?;
     let next = make_tables(&mut transaction).await?;
-    let mut parts = Parts::start(log.clone(), encode);
+    let mut parts = {
+        let mut encoder = Encoder::default();
+        Parts::start(log.clone(), move |part, hand_on| encoder.encode(part, hand_on))
+    };
     let copied = copy_all(&mut transaction, &mut parts).await;
     let produced = match copied {
         Ok(()) => parts.end().await?,
@@ -214,23 +217,49 @@ const HISTORY: &str =
 /// Without the columns, which are named where it is sent.
 const EVENTS: &str = "events";
 
-fn encode(part: Part, hand_on: &mut dyn FnMut(Encoded)) {
-    let entries = match part {
-        Part::Events(events) => {
-            let mut rows = copy::Rows::more(events.len());
-            events.iter().for_each(|event| rows.add(event));
-            return hand_on(Encoded { statement: EVENTS, rows: rows.into_bytes() });
+/// Rows of the indexes that wait until they are worth a COPY, in bytes: to change from one table to another costs some round
+/// trips, and a ledger has many partitions.
+const WAITING_BYTES: usize = 8 << 20;
+
+/// Encodes rows; those of the indexes are kept back until there are many.
+#[derive(Default)]
+struct Encoder {
+    keys: Vec<u8>,
+    accounts: Vec<u8>,
+    related: Vec<u8>,
+    history: Vec<u8>,
+}
+
+impl Encoder {
+    fn encode(&mut self, part: Part, hand_on: &mut dyn FnMut(Encoded)) {
+        match part {
+            Part::Events(events) => {
+                let mut rows = copy::Rows::more(events.len());
+                events.iter().for_each(|event| rows.add(event));
+                hand_on(Encoded { statement: EVENTS, rows: rows.into_bytes() });
+            }
+            Part::Indexes(entries) => {
+                self.add(&entries);
+                let waiting = self.keys.len() + self.accounts.len() + self.related.len() + self.history.len();
+                if waiting > WAITING_BYTES {
+                    self.hand_on_all(hand_on);
+                }
+            }
+            Part::End => self.hand_on_all(hand_on),
         }
-        Part::Indexes(entries) => entries,
-    };
-    let mut table = |statement, is_empty: bool, write: &dyn Fn(&mut copy::Rows)| {
-        if !is_empty {
-            let mut rows = copy::Rows::more(0);
-            write(&mut rows);
-            hand_on(Encoded { statement, rows: rows.into_bytes() });
+    }
+
+    fn hand_on_all(&mut self, hand_on: &mut dyn FnMut(Encoded)) {
+        let Self { keys, accounts, related, history } = std::mem::take(self);
+        for (statement, rows) in [(KEYS, keys), (ACCOUNTS, accounts), (RELATED, related), (HISTORY, history)] {
+            if !rows.is_empty() {
+                hand_on(Encoded { statement, rows });
+            }
         }
-    };
-    table(KEYS, entries.keys.is_empty(), &|rows| {
+    }
+
+    fn add(&mut self, entries: &IndexEntries) {
+        let mut rows = copy::Rows::more(0);
         for (key, at) in &entries.keys {
             rows.row(5)
                 .small(key.partition.number().into())
@@ -239,18 +268,18 @@ fn encode(part: Part, hand_on: &mut dyn FnMut(Encoded)) {
                 .number(stored(at.0))
                 .integer(key_run(*at));
         }
-    });
-    table(ACCOUNTS, entries.accounts.is_empty(), &|rows| {
+        self.keys.append(&mut rows.into_bytes());
+        let mut rows = copy::Rows::more(0);
         for (id, at) in &entries.accounts {
             rows.row(3).small(id.partition().number().into()).uuid(id.uuid()).number(stored(at.0));
         }
-    });
-    table(RELATED, entries.related.is_empty(), &|rows| {
+        self.accounts.append(&mut rows.into_bytes());
+        let mut rows = copy::Rows::more(0);
         for (partition, original, at) in &entries.related {
             rows.row(3).small(partition.number().into()).number(stored(original.0)).number(stored(at.0));
         }
-    });
-    table(HISTORY, entries.history.is_empty(), &|rows| {
+        self.related.append(&mut rows.into_bytes());
+        let mut rows = copy::Rows::more(0);
         for (id, version, at) in &entries.history {
             rows.row(4)
                 .small(id.partition().number().into())
@@ -258,7 +287,8 @@ fn encode(part: Part, hand_on: &mut dyn FnMut(Encoded)) {
                 .number(stored(*version))
                 .number(stored(at.0));
         }
-    });
+        self.history.append(&mut rows.into_bytes());
+    }
 }
 
 /// Copies what comes; successive rows of one table go into one COPY.

@@ -162,6 +162,7 @@ async fn fill(next: &Path, old: &Path, log: &Arc<Log>) -> Result<u64, RestoreErr
         written = match &part {
             Part::Events(events) => log::insert(&mut connection, events).await,
             Part::Indexes(entries) => index::insert(&mut connection, entries).await,
+            Part::End => Ok(()),
         };
         if written.is_err() {
             break;

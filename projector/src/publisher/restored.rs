@@ -154,6 +154,8 @@ async fn with_epochs(database: &Database, mut restored: Restored) -> Result<Rest
 
 #[cfg(test)]
 mod tests {
+    use ledger_core::Hash;
+
     use super::*;
 
     #[test]

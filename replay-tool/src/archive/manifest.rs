@@ -79,7 +79,6 @@ pub(crate) struct PartitionFile {
 
 impl Manifest {
     /// A manifest of this program's form.
-    #[expect(clippy::too_many_arguments, reason = "each is a field of the manifest")]
     pub(crate) fn new(
         created_at: Timestamp,
         source: Source,

@@ -133,8 +133,7 @@ pub(crate) struct Reader {
 impl Reader {
     pub(crate) fn open(folder: &Path, file: &PartitionFile) -> Result<Self, Failure> {
         let path = folder.join(&file.file);
-        let stream =
-            File::open(&path).and_then(|file| zstd::Decoder::new(file)).map_err(|error| failed(&path, &error))?;
+        let stream = File::open(&path).and_then(zstd::Decoder::new).map_err(|error| failed(&path, &error))?;
         Ok(Self { path, stream: Some(stream), buffer: Vec::new(), left: file.events })
     }
 

@@ -12,9 +12,19 @@ use crate::{archive::PartitionState, context::Failure};
 
 /// Accounts or freezes of a partition that are shown; the others are counted.
 const SHOWN_MAX: usize = 20;
-/// How often read models that do not stand where the log ends are looked at again, and the pause between.
-const LOOKS: u32 = 25;
+/// How long read models that do not stand where the log ends are waited for, in all partitions together, and the pause
+/// between two looks: a projector that runs is there by then, and one that does not run never will be.
+const PATIENCE: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_millis(200);
+
+/// What is left of the time to wait for read models.
+pub(super) struct Patience(Duration);
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self(PATIENCE)
+    }
+}
 
 /// Things that are not the same in both.
 #[derive(Debug, Default, Serialize)]
@@ -79,9 +89,10 @@ pub(super) fn compare(one: &PartitionState, other: &PartitionState) -> (Differen
 pub(super) async fn compare_read_models(
     databases: [&Database; 2],
     partition: Partition,
+    patience: &mut Patience,
     difference: &mut Difference,
 ) -> Result<(), Failure> {
-    let (one, other) = alike(databases, partition).await?;
+    let (one, other) = alike(databases, partition, patience).await?;
     for (model, a, b) in
         [("balances", one.balances_at, other.balances_at), ("freezes", one.freezes_at, other.freezes_at)]
     {
@@ -131,9 +142,12 @@ fn key<T, K>(row: &Result<T, DamagedModelRow>, index: usize, of: impl Fn(&T) -> 
     }
 }
 
-/// Both partitions' read models; one that a projector is still working on is waited for, for some seconds.
-async fn alike(databases: [&Database; 2], partition: Partition) -> Result<(Snapshot, Snapshot), Failure> {
-    let mut looks = 0;
+/// Both partitions' read models; one that a projector is still working on is waited for.
+async fn alike(
+    databases: [&Database; 2],
+    partition: Partition,
+    patience: &mut Patience,
+) -> Result<(Snapshot, Snapshot), Failure> {
     loop {
         let one = snapshot::read(databases[0], partition).await?;
         let other = snapshot::read(databases[1], partition).await?;
@@ -144,10 +158,10 @@ async fn alike(databases: [&Database; 2], partition: Partition) -> Result<(Snaps
             let head = database.heads().await?[partition.index()].position;
             is_behind |= snapshot.balances_at.position < head || snapshot.freezes_at.position < head;
         }
-        looks += 1;
-        if are_alike || !is_behind || looks == LOOKS {
+        if are_alike || !is_behind || patience.0.is_zero() {
             return Ok((one, other));
         }
+        patience.0 = patience.0.saturating_sub(PAUSE);
         tokio::time::sleep(PAUSE).await;
     }
 }

@@ -18,6 +18,8 @@ use crate::context::Failure;
 
 /// The folder's name beside the record.
 const FOLDER: &str = "backup";
+/// What the folder holds; it is whole when this is there.
+const MANIFEST: &str = "backup.json";
 /// Level 3 costs little beside the database's own work.
 const COMPRESSION: i32 = 3;
 const BLOCK_BYTES: i64 = 8_192;
@@ -25,6 +27,12 @@ const BLOCK_BYTES: i64 = 8_192;
 /// Keeps a copy of everything that can be read, whole or not at all, and says what it is.
 pub(super) async fn backup(url: &str, folder: &Path) -> Result<Value, Failure> {
     let (partial, whole) = (folder.join(format!("{FOLDER}.partial")), folder.join(FOLDER));
+    // A run that was killed before it could write down that this is done: nothing was touched since.
+    if let Ok(kept) = fs::read(whole.join(MANIFEST)) {
+        return serde_json::from_slice(&kept).map_err(|error| {
+            Failure::new(format!("{} was changed: {error}; give another folder with --report", whole.display()))
+        });
+    }
     match fs::remove_dir_all(&partial) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(&partial, &error)),
         _ => {}
@@ -33,7 +41,7 @@ pub(super) async fn backup(url: &str, folder: &Path) -> Result<Value, Failure> {
     let contents = if url.starts_with("sqlite:") { copy_files(url, &partial)? } else { dump(url, &partial).await? };
     let manifest = json!({ "folder": whole, "taken_at": now(), "contents": contents });
     let text = serde_json::to_vec_pretty(&manifest).map_err(|error| Failure::new(error.to_string()))?;
-    crate::report::write_whole(&partial.join("backup.json"), &text)?;
+    crate::report::write_whole(&partial.join(MANIFEST), &text)?;
     fs::rename(&partial, &whole).map_err(|error| failed(&whole, &error))?;
     File::open(folder).and_then(|folder| folder.sync_all()).map_err(|error| failed(folder, &error))?;
     Ok(manifest)

@@ -23,7 +23,7 @@ pub(crate) async fn the_ledgers_own_old_locks_are_lifted_and_no_others(database:
     // Years ago, by this clock.
     let opened = Database::open(&database.url).await.expect("a database");
     let ledger = Ledger::start(opened.clone(), store::ticking_clock()).await.expect("a ledger");
-    for user in ["idle", "busy", "admin", "young", "again"] {
+    for user in ["idle", "busy", "admin", "keyless", "young", "again"] {
         ledger.execute(store::credit(user, 100, "seed")).await.expect("credited");
     }
     ledger.execute(store::freeze("busy", 40, "order-1")).await.expect("frozen");
@@ -31,6 +31,8 @@ pub(crate) async fn the_ledgers_own_old_locks_are_lifted_and_no_others(database:
         ledger.execute(lock(user, "system.guard")).await.expect("locked");
     }
     ledger.execute(lock("admin", "support.lock")).await.expect("locked");
+    // An administrator who gave no key of their own: the service made one.
+    ledger.execute(lock("keyless", "system.lock")).await.expect("locked");
     // An administrator locked it again, after the ledger did.
     ledger.execute(lock("again", "support.lock")).await.expect("locked");
     // What comes in meanwhile is no reason to keep a lock.
@@ -54,7 +56,7 @@ pub(crate) async fn the_ledgers_own_old_locks_are_lifted_and_no_others(database:
     assert_eq!(users("open_work_accounts"), [json!("busy")]);
     let busy = &report["locks"]["open_work_accounts"][0];
     assert_eq!((&busy["frozen"], &busy["freezes"][0]["business_id"]), (&json!(40), &json!("order-1")));
-    assert_eq!((&report["locks"]["by_administrator"], &report["locks"]["young"]), (&json!(2), &json!(1)));
+    assert_eq!((&report["locks"]["by_administrator"], &report["locks"]["young"]), (&json!(3), &json!(1)));
     let verified = verify_consistent(&database.url);
 
     // Once is enough.
