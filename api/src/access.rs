@@ -159,9 +159,11 @@ struct Known {
 }
 
 /// The keys as they were last read.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Table {
     keys: HashMap<String, Known>,
+    /// Nobody ever made a key; a damaged one is one that was made.
+    is_empty: bool,
 }
 
 /// Tells callers apart.
@@ -203,7 +205,7 @@ impl Access {
 
     /// Whether keys are wanted of callers.
     pub(crate) fn is_on(&self) -> bool {
-        self.is_closed || !self.table().keys.is_empty()
+        self.is_closed || !self.table().is_empty
     }
 
     /// Whether there is a key that opens anything.
@@ -277,13 +279,16 @@ fn is_over(expires_at: Option<DateTime<Utc>>) -> bool {
 }
 
 async fn read(database: &Database) -> Result<Table, StoreError> {
-    let keys = keys::all(database).await?.into_iter().map(|key| {
+    let rows = keys::all(database).await?;
+    let is_empty = rows.is_empty();
+    let keys = rows.into_iter().filter_map(|row| {
+        let key = row.inspect_err(|why| tracing::error!(why, "an API key is damaged and opens nothing")).ok()?;
         let StoredKey { prefix, hash, label, scopes, rate_limit, expires_at, revoked_at, .. } = key;
         let limit = rate_limit.map(|rate| (rate, prefix.as_str().into()));
         let caller = Caller { actor: label.into(), scopes, limit };
-        (prefix, Known { hash, expires_at, is_revoked: revoked_at.is_some(), caller })
+        Some((prefix, Known { hash, expires_at, is_revoked: revoked_at.is_some(), caller }))
     });
-    Ok(Table { keys: keys.collect() })
+    Ok(Table { keys: keys.collect(), is_empty })
 }
 
 #[cfg(test)]

@@ -152,6 +152,13 @@ async fn list(database: &Database) -> Result<(), String> {
         "prefix", "state", "created", "expires", "rate limit", "scopes"
     ))?;
     for key in all(database).await.map_err(|error| chain(&error))? {
+        let key = match key {
+            Ok(key) => key,
+            Err(why) => {
+                print(&format!("{why}: it opens nothing; delete the row and make another key"))?;
+                continue;
+            }
+        };
         print(&format!(
             "{:<12}  {:<7}  {:<20}  {:<20}  {:<10}  {:<38}  {}",
             key.prefix,

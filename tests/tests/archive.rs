@@ -74,7 +74,7 @@ async fn projected(service: &Service) {
 }
 
 fn export(url: &str, to: &Path, more: &[&str]) -> Value {
-    let (code, exported) = replay_tool(url, &[&["export", "--to", text(to)], more].concat());
+    let (code, exported) = replay_tool(url, &[&["export", "--out", text(to)], more].concat());
     assert_eq!((code, &exported["exported"]), (0, &json!(true)), "{exported:#}");
     exported
 }
@@ -180,7 +180,7 @@ async fn increments_are_imported_in_their_order_and_in_no_other(database: NewDat
     let service = Service::start(&stranger.url, &[]);
     credits(&service, 5, 900, 30).await;
     let (to, base) = (at("strange"), manifest("whole"));
-    let arguments = ["export", "--to", text(&to), "--since-manifest", text(&base)];
+    let arguments = ["export", "--out", text(&to), "--since-manifest", text(&base)];
     assert_eq!(replay_tool(&stranger.url, &arguments), (2, Value::Null));
     assert!(!at("strange").exists() && !at("strange.exporting").exists());
 }
@@ -285,7 +285,7 @@ async fn a_damaged_log_is_not_archived(database: NewDatabase) {
             continue;
         }
         let to = folder.path().join("archive");
-        let (code, exported) = replay_tool(&database.url, &["export", "--to", text(&to)]);
+        let (code, exported) = replay_tool(&database.url, &["export", "--out", text(&to)]);
         assert_eq!((code, &exported["exported"]), (1, &json!(false)), "{exported:#}");
         assert_eq!((&exported["partition"], &exported["position"]), (&json!(partition), &json!(position)));
         assert!(!to.exists() && !folder.path().join("archive.exporting").exists());

@@ -59,7 +59,7 @@ impl Desk {
     /// Archives the ledger.
     pub(crate) fn export(&self, url: &str, name: &str) -> PathBuf {
         let folder = self.path(name);
-        let (code, exported) = replay_tool(url, &["export", "--to", text(&folder)]);
+        let (code, exported) = replay_tool(url, &["export", "--out", text(&folder)]);
         assert_eq!(code, 0, "{exported:#}");
         folder
     }

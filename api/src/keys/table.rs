@@ -14,20 +14,18 @@ type Row =
 const ALL: &str = "select prefix, hash, label, scopes, rate_limit, created_at, expires_at, revoked_at from api_keys \
                    order by created_at, prefix";
 
-/// Every key, oldest first.
-pub(crate) async fn all(database: &Database) -> Result<Vec<StoredKey>, StoreError> {
+/// Every key, oldest first. A row that no key can be opens nothing; `Err` is which one it is and why.
+pub(crate) async fn all(database: &Database) -> Result<Vec<Result<StoredKey, String>>, StoreError> {
     let rows: Vec<Row> = match database {
         Database::Postgres(database) => sqlx::query_as(ALL).fetch_all(database.pool()).await?,
         Database::Sqlite(database) => sqlx::query_as(ALL).fetch_all(database.readers()).await?,
     };
-    rows.into_iter().map(read).collect()
+    Ok(rows.into_iter().map(read).collect())
 }
 
-fn read(
-    (prefix, hash, label, scopes, rate_limit, created_at, expires_at, revoked_at): Row,
-) -> Result<StoredKey, StoreError> {
-    let damaged =
-        |what: &str| StoreError::Inconsistent(format!("api_keys {prefix}: {what} cannot be read: revoke the key"));
+fn read(row: Row) -> Result<StoredKey, String> {
+    let (prefix, hash, label, scopes, rate_limit, created_at, expires_at, revoked_at) = row;
+    let damaged = |what: &str| format!("{prefix}: {what} cannot be read");
     let hash = <[u8; 32]>::try_from(hash).map_err(|_| damaged("hash"))?;
     let scopes = scopes.parse().map_err(|_| damaged("scopes"))?;
     let rate_limit = rate_limit.map(|rate| rate.parse()).transpose().map_err(|_| damaged("rate_limit"))?;

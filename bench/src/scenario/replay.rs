@@ -83,7 +83,7 @@ async fn measure(bench: &Bench<'_>, subject: &Subject<'_>, events: u64) {
     }
     let archive = folder.path().join("archive");
     let archive = archive.to_str().expect("a plain path");
-    record(Replayed::Export, watch(tool(url, &["export", "--to", archive])).await);
+    record(Replayed::Export, watch(tool(url, &["export", "--out", archive])).await);
     let (copy, _dropped) = match bench.cluster {
         Some(cluster) => {
             let copy = Scratch { cluster, url: cluster.database() };

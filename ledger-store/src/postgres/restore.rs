@@ -16,7 +16,7 @@ use super::{MIGRATIONS, Postgres, copy, describe, options, version};
 use crate::{
     StoreError,
     index::{IndexEntries, key_run, stored_hash},
-    restore::{Found, Log, MADE_FROM_LOG, Part, Parts, RestoreError, RestorePoint, Restored, Target},
+    restore::{Found, Log, Part, Parts, RestoreError, RestorePoint, Restored, Target, made_from_log, read_models},
     row::{self, COLUMNS, stored},
     schema,
 };
@@ -130,7 +130,7 @@ async fn look(connection: &mut PgConnection, place: &str) -> Result<Found, Store
         "select relname::text from pg_class \
          where relnamespace = (select oid from pg_namespace where nspname = current_schema()) and relname = any($1)",
     )
-    .bind(MADE_FROM_LOG.map(str::to_owned).to_vec())
+    .bind(made_from_log().collect::<Vec<_>>())
     .fetch_all(&mut *connection)
     .await?;
     if names.is_empty() {
@@ -407,11 +407,11 @@ async fn change_places_once(
     let is_there: bool =
         sqlx::query_scalar("select exists (select from unnest($2::text[]) as t (name) where to_regclass(format('%s.%I', $1, name)) is not null)")
             .bind(served)
-            .bind(MADE_FROM_LOG.map(str::to_owned).to_vec())
+            .bind(made_from_log().collect::<Vec<_>>())
             .fetch_one(&mut *connection)
             .await?;
     // In the order in which projectors take them.
-    let locks = ["projection_checkpoints", "balances", "freezes"].map(|table| {
+    let locks = read_models().map(|table| {
         format!("if to_regclass('{served}.{table}') is not null then lock table {served}.{table} in access exclusive mode; end if;")
     });
     let make_room = match target {
@@ -434,7 +434,7 @@ async fn change_places_once(
             let script = format!("create schema {before}");
             sqlx::query(AssertSqlSafe(script)).execute(&mut *connection).await?;
         }
-        let made_from_log = MADE_FROM_LOG.map(|name| format!("'{name}'")).join(", ");
+        let made_from_log = made_from_log().map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
         let script = format!(
             "do $$
              declare
@@ -453,7 +453,7 @@ async fn change_places_once(
                  {functions}
              end
              $$;",
-            locks = locks.join(" "),
+            locks = locks.collect::<Vec<_>>().join(" "),
             hand_over = each_table(
                 served,
                 &made_from_log,

@@ -19,7 +19,7 @@ use sqlx::{
 use super::{MIGRATIONS, Sqlite, index, log, version};
 use crate::{
     StoreError,
-    restore::{Found, Log, MADE_FROM_LOG, Part, Parts, RestoreError, RestorePoint, Restored, Target},
+    restore::{Found, Log, Part, Parts, RestoreError, RestorePoint, Restored, Target, made_from_log},
     row::{self, stored},
     schema,
 };
@@ -197,7 +197,7 @@ async fn take_along(connection: &mut SqliteConnection, old: &Path) -> Result<(),
     .await;
     match tables {
         Ok(tables) => {
-            let others = tables.iter().map(String::as_str).filter(|table| !MADE_FROM_LOG.contains(table));
+            let others = tables.iter().map(String::as_str).filter(|table| made_from_log().all(|made| made != *table));
             for table in others.chain(["restores"]) {
                 let copy = format!("insert into main.{table} select * from old.{table}");
                 if let Err(error) = sqlx::query(AssertSqlSafe(copy)).execute(&mut *connection).await {

@@ -40,11 +40,11 @@ const LOCK_NAME: &str = "lock";
 /// when it is complete and on the disk; whatever is left of a run that was killed is removed by the next one.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  replay-tool export --to backup/monday\n  replay-tool export --to backup/tuesday --since-manifest backup/monday/manifest.json\n\nKeep a copy of manifest.json somewhere else: it is an anchor for `verify --anchor`."
+    after_help = "Examples:\n  replay-tool export --out backup/monday\n  replay-tool export --out backup/tuesday --since-manifest backup/monday/manifest.json\n\nKeep a copy of manifest.json somewhere else: it is an anchor for `verify --anchor`."
 )]
 pub(crate) struct Arguments {
     /// The folder to write; it must not exist yet, or be empty.
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long = "out", value_name = "FOLDER")]
     to: PathBuf,
     /// Write only the events after another archive, whose manifest.json this is. `import` then needs both, in order.
     #[arg(long, value_name = "FILE")]
