@@ -301,29 +301,27 @@ impl Work {
     fn create(to: &Path) -> Result<Self, Failure> {
         let failed = |what: &str, error: &io::Error| {
             Failure::new(format!(
-                "--to {}: cannot {what}: {error}; check that its parent folder exists and may be written to",
+                "--out {}: cannot {what}: {error}; check that its parent folder may be written to",
                 to.display()
             ))
         };
         match fs::read_dir(to).map(|mut entries| entries.next().is_none()) {
             Ok(true) => {}
-            Ok(false) => return Err(Failure::new(format!("--to {}: is not empty; name a new folder", to.display()))),
+            Ok(false) => return Err(Failure::new(format!("--out {}: is not empty; name a new folder", to.display()))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed("use it", &error)),
         }
-        let mut name = to.file_name().ok_or_else(|| Failure::new("--to: name a folder"))?.to_owned();
+        let mut name = to.file_name().ok_or_else(|| Failure::new("--out: name a folder"))?.to_owned();
         name.push(".exporting");
         let folder = to.with_file_name(name);
-        if let Err(error) = fs::create_dir(&folder)
-            && error.kind() != io::ErrorKind::AlreadyExists
-        {
+        if let Err(error) = fs::create_dir_all(&folder) {
             return Err(failed("write beside it", &error));
         }
         let lock = File::create(folder.join(LOCK_NAME)).map_err(|error| failed("write beside it", &error))?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                return Err(Failure::new(format!("--to {}: another export writes there; wait for it", to.display())));
+                return Err(Failure::new(format!("--out {}: another export writes there; wait for it", to.display())));
             }
             Err(TryLockError::Error(error)) => return Err(failed("lock it", &error)),
         }
@@ -348,7 +346,7 @@ impl Work {
             let parent = to.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
             File::open(parent)?.sync_all()
         };
-        finish().map_err(|error| Failure::new(format!("--to {}: cannot finish: {error}", to.display())))?;
+        finish().map_err(|error| Failure::new(format!("--out {}: cannot finish: {error}", to.display())))?;
         self.lock = None;
         Ok(())
     }
