@@ -2,6 +2,7 @@
 
 mod access;
 mod accounts;
+mod alerts;
 mod batches;
 mod body;
 mod breaker;
@@ -44,6 +45,7 @@ use tokio::{
 };
 
 use access::Access;
+use alerts::Alerts;
 use breaker::{Breaker, Position};
 use content::Room;
 use limits::Limits;
@@ -167,6 +169,7 @@ async fn run(settings: Settings) -> Result<(), String> {
         .map_err(|error| format!("cannot listen on {}: {error}; choose another with --listen", settings.listen))?;
     let address = listener.local_addr().map_err(|error| format!("cannot listen: {error}"))?;
     let (stop, stopping) = watch::channel(false);
+    let (alerts, _raised) = Alerts::new();
     let service = Service::new(Parts {
         ledger: ledger.clone(),
         database: database.clone(),
@@ -177,6 +180,7 @@ async fn run(settings: Settings) -> Result<(), String> {
         metrics,
         access: access.clone(),
         limits: Limits::new(settings.rate_limit),
+        alerts,
         breaker: Breaker::default(),
         deadline: settings.deadline(),
         bodies: Room::new(BODY_BYTES_MAX),

@@ -7,7 +7,7 @@
 
 grant usage on schema public to :service;
 grant select on _sqlx_migrations, restores to :service;
-grant select, insert on events to :service;
+grant select, insert on events, refusals, compensations, operation_records, audit to :service;
 grant select on api_keys to :service;
 grant select, update on partition_heads, index_checkpoints, projection_checkpoints to :service;
 grant select, insert, update on

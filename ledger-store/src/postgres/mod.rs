@@ -22,9 +22,12 @@ use tokio::sync::Mutex;
 use crate::{StoreError, schema};
 
 /// The migrations of this database, by version.
-const MIGRATIONS: [(i64, &str, &str); 2] = [
+const MIGRATIONS: [(i64, &str, &str); 5] = [
     (1, "ledger", include_str!("../../../migrations/postgres/0001_ledger.sql")),
     (2, "access", include_str!("../../../migrations/postgres/0002_access.sql")),
+    (3, "operations", include_str!("../../../migrations/postgres/0003_operations.sql")),
+    (4, "expiry", include_str!("../../../migrations/postgres/0004_expiry.sql")),
+    (5, "audit", include_str!("../../../migrations/postgres/0005_audit.sql")),
 ];
 
 /// Connections for reading, for look-ups and for projectors' transactions.

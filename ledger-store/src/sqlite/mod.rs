@@ -23,9 +23,12 @@ use crate::{StoreError, schema};
 use checkpoints::Written;
 
 /// The migrations of this database, by version.
-const MIGRATIONS: [(i64, &str, &str); 2] = [
+const MIGRATIONS: [(i64, &str, &str); 5] = [
     (1, "ledger", include_str!("../../../migrations/sqlite/0001_ledger.sql")),
     (2, "access", include_str!("../../../migrations/sqlite/0002_access.sql")),
+    (3, "operations", include_str!("../../../migrations/sqlite/0003_operations.sql")),
+    (4, "expiry", include_str!("../../../migrations/sqlite/0004_expiry.sql")),
+    (5, "audit", include_str!("../../../migrations/sqlite/0005_audit.sql")),
 ];
 
 /// How long a statement waits for another process's transaction on the same file.
