@@ -3,6 +3,7 @@
 mod access;
 mod accounts;
 mod alerts;
+mod backoff;
 mod batches;
 mod body;
 mod breaker;
@@ -15,6 +16,7 @@ mod freezes;
 mod health;
 mod keys;
 mod limits;
+mod nats;
 mod problem;
 mod request;
 mod router;
@@ -45,7 +47,7 @@ use tokio::{
 };
 
 use access::Access;
-use alerts::Alerts;
+use alerts::{Alerts, Delivery, Targets};
 use breaker::{Breaker, Position};
 use content::Room;
 use limits::Limits;
@@ -141,6 +143,7 @@ async fn close_breaker(service: Service) {
 
 async fn run(settings: Settings) -> Result<(), String> {
     let metrics = keep_metrics()?;
+    let webhook = settings.webhook()?;
     let database = Database::open(&settings.database_url).await.map_err(|error| chain(&error))?;
     tell(&format!("database      {}", database.describe()));
     let is_closed = !settings.listen.ip().is_loopback();
@@ -169,7 +172,8 @@ async fn run(settings: Settings) -> Result<(), String> {
         .map_err(|error| format!("cannot listen on {}: {error}; choose another with --listen", settings.listen))?;
     let address = listener.local_addr().map_err(|error| format!("cannot listen: {error}"))?;
     let (stop, stopping) = watch::channel(false);
-    let (alerts, _raised) = Alerts::new();
+    let (alerts, raised) = Alerts::new();
+    let delivery = Delivery::start(raised, Targets { nats_url: settings.nats().map(str::to_owned), webhook });
     let service = Service::new(Parts {
         ledger: ledger.clone(),
         database: database.clone(),
@@ -221,6 +225,7 @@ async fn run(settings: Settings) -> Result<(), String> {
         publisher.stop().await;
     }
     runner.stop().await;
+    delivery.stop().await;
     database.close().await;
     tracing::info!("stopped");
     Ok(())

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, time::Duration};
 
 use clap::{Parser, Subcommand};
 
-use crate::{keys::KeysCommand, limits::Rate};
+use crate::{alerts::Webhook, keys::KeysCommand, limits::Rate};
 
 /// The credit ledger's HTTP service. Without arguments it keeps its data in ./ledger.db and listens on 127.0.0.1:8080.
 #[derive(Debug, Parser)]
@@ -32,6 +32,13 @@ pub(crate) struct Settings {
     /// number. A key may have a limit of its own.
     #[arg(long, env)]
     pub(crate) rate_limit: Option<Rate>,
+    /// Post alerts to this URL, signed with the secret. Empty: none.
+    #[arg(long, env, hide_env_values = true)]
+    pub(crate) alert_webhook_url: Option<String>,
+    /// What alerts to the webhook are signed with: 16 to 256 visible ASCII characters. The variable keeps it out of the
+    /// list of processes.
+    #[arg(long, env, hide_env_values = true)]
+    pub(crate) alert_webhook_secret: Option<String>,
     /// How the log is written.
     #[arg(long, env, default_value = "text", value_parser = ["text", "json"])]
     pub(crate) log_format: String,
@@ -72,6 +79,16 @@ impl Settings {
     /// The NATS server to publish to, if there is one.
     pub(crate) fn nats(&self) -> Option<&str> {
         self.nats_url.as_deref().filter(|url| !url.is_empty())
+    }
+
+    /// Where alerts are posted to, if anywhere. `Err` is what is wrong with it, in one line without secrets.
+    pub(crate) fn webhook(&self) -> Result<Option<Webhook>, String> {
+        let secret = self.alert_webhook_secret.as_deref().filter(|secret| !secret.is_empty());
+        match (self.alert_webhook_url.as_deref().filter(|url| !url.is_empty()), secret) {
+            (Some(url), secret) => Webhook::new(url, secret).map(Some),
+            (None, Some(_)) => Err("--alert-webhook-secret signs nothing without --alert-webhook-url".to_owned()),
+            (None, None) => Ok(None),
+        }
     }
 
     /// What forbids to start, in one line, by whether there is an API key that opens anything.
