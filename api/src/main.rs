@@ -17,6 +17,7 @@ mod health;
 mod keys;
 mod limits;
 mod nats;
+mod operations;
 mod problem;
 mod request;
 mod router;

@@ -11,6 +11,7 @@ use ledger_core::{InvalidField, Rejection};
 use ledger_store::{CommandError, StoreError, Unavailable, error::chain};
 use projector::balances::ReadError;
 use serde_json::{Map, Value, json};
+use uuid::Uuid;
 
 use crate::{body::WHOLE, limits::whole_seconds};
 
@@ -152,6 +153,38 @@ impl Problem {
             .with("problem", problem.document(request_id))
     }
 
+    /// An operation that cannot be reversed as a whole: what is in the way, transaction by transaction.
+    pub(crate) fn compensation_refused(problems: impl IntoIterator<Item = Value>) -> Self {
+        let detail = "not all of the operation can be reversed, so nothing of it was; problems names what is in the way";
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "compensation_refused", detail)
+            .with("problems", problems.into_iter().collect::<Vec<_>>())
+    }
+
+    /// Nothing more happens under an operation that was reversed.
+    pub(crate) fn operation_compensated(operation_id: Uuid) -> Self {
+        Self::rejected(&Rejection::OperationCompensated { operation_id }, None, None)
+    }
+
+    /// A flow under this id was opened with another name or other steps.
+    pub(crate) fn operation_conflict(operation_id: Uuid) -> Self {
+        let detail = "a flow with another name or other steps was opened under this operation_id; choose another id";
+        Self::new(StatusCode::CONFLICT, "idempotency_conflict", detail)
+            .with("field", "operation_id")
+            .with("operation_id", operation_id.to_string())
+    }
+
+    pub(crate) fn step_not_found(name: &str, names: &str) -> Self {
+        Self::not_found("step_not_found", format!("the flow has no step {name}; there are {names}"))
+            .with("field", "name")
+            .with("name", name)
+    }
+
+    /// A step that is completed stays so.
+    pub(crate) fn step_conflict(name: &str) -> Self {
+        let detail = format!("the step {name} is completed already, with other data or for another status");
+        Self::new(StatusCode::CONFLICT, "step_conflict", detail).with("field", "status").with("name", name)
+    }
+
     /// The same problem of a command inside a batch: its field is named from the top.
     pub(crate) fn inside(mut self, index: usize) -> Self {
         let field = match self.field() {
@@ -174,7 +207,7 @@ impl Problem {
     /// The refusal of a command, with what the caller named.
     pub(crate) fn rejected(rejection: &Rejection, user_id: Option<&str>, credit_type: Option<&str>) -> Self {
         let status = match rejection {
-            Rejection::IdempotencyConflict { .. } => StatusCode::CONFLICT,
+            Rejection::IdempotencyConflict { .. } | Rejection::OperationCompensated { .. } => StatusCode::CONFLICT,
             Rejection::FreezeNotFound { .. } | Rejection::DebitNotFound { .. } | Rejection::AccountNotFound => {
                 StatusCode::NOT_FOUND
             }
@@ -186,37 +219,18 @@ impl Problem {
             | Rejection::InsufficientBalance { .. }
             | Rejection::BalanceLimitExceeded { .. } => StatusCode::UNPROCESSABLE_ENTITY,
         };
-        let problem = Self::new(status, rejection.code(), rejection.to_string());
+        let mut problem = Self::new(status, rejection.code(), rejection.to_string());
         match rejection {
-            Rejection::IdempotencyConflict { transaction_id } => {
-                problem.with("transaction_id", transaction_id.to_string())
-            }
-            Rejection::FreezeNotFound { freeze_id } => {
-                problem.with("field", "freeze_id").with("freeze_id", freeze_id.to_string())
-            }
-            Rejection::DebitNotFound { debit_id } => {
-                problem.with("field", "debit_id").with("debit_id", debit_id.to_string())
-            }
-            Rejection::AccountMismatch { field } => problem.with("field", *field),
             Rejection::AccountNotFound => {
-                Self::account_not_found(user_id.unwrap_or_default(), credit_type.unwrap_or_default())
+                return Self::account_not_found(user_id.unwrap_or_default(), credit_type.unwrap_or_default());
             }
-            Rejection::VersionConflict { expected, current } => {
-                problem.with("expected", *expected).with("current", *current)
-            }
-            Rejection::AccountLocked => problem,
-            Rejection::ExpiryNotInFuture => problem.with("field", "expires_at"),
-            Rejection::InsufficientFrozen { required, remaining }
-            | Rejection::RefundExceedsDebit { required, remaining } => {
-                problem.with("required", *required).with("remaining", *remaining)
-            }
-            Rejection::InsufficientBalance { required, available } => {
-                problem.with("required", *required).with("available", *available)
-            }
-            Rejection::BalanceLimitExceeded { balance, amount, maximum } => {
-                problem.with("balance", *balance).with("amount", *amount).with("maximum", *maximum)
-            }
+            Rejection::FreezeNotFound { .. } => problem = problem.with("field", "freeze_id"),
+            Rejection::DebitNotFound { .. } => problem = problem.with("field", "debit_id"),
+            Rejection::OperationCompensated { .. } => problem = problem.with("field", "operation_id"),
+            _ => {}
         }
+        problem.members.extend(rejection.figures());
+        problem
     }
 
     /// What became of a command that has no event.

@@ -8,7 +8,7 @@ use axum::{
 
 use crate::{
     access::{Needs, Scope},
-    accounts, batches, commands, docs, events, freezes, health, request,
+    accounts, batches, commands, docs, events, freezes, health, operations, request,
     service::Service,
     stream, transactions,
 };
@@ -48,6 +48,10 @@ pub(crate) const ROUTES: &[Route] = &[
     reads("/v1/freezes/{freeze_id}", READ, || get(freezes::read)),
     reads("/v1/transactions", READ, || get(transactions::find)),
     reads("/v1/transactions/{transaction_id}", READ, || get(transactions::read)),
+    does("/v1/operations", Needs::COMMANDS, || post(operations::open)),
+    reads("/v1/operations/{operation_id}", READ, || get(operations::read)),
+    does("/v1/operations/{operation_id}/steps/{name}", Needs::COMMANDS, || post(operations::step)),
+    does("/v1/operations/{operation_id}/compensate", Needs::COMMANDS, || post(operations::compensate)),
     reads("/v1/events", READ, || get(events::read)),
     reads("/v1/events/stream", READ, || get(stream::stream)),
     reads("/livez", Needs::Nothing, || get(health::live)),

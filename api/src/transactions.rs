@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::{
     body::{self, missing},
+    operations::RefusalDocument,
     problem::Problem,
     request::{self, Path, Query},
     service::Service,
@@ -14,6 +15,8 @@ use crate::{
 #[derive(Serialize)]
 struct Items<'a> {
     items: Vec<Transaction<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    refusals: Vec<RefusalDocument<'a>>,
 }
 
 /// `GET /v1/transactions/{transaction_id}`.
@@ -34,16 +37,21 @@ pub(crate) async fn find(State(service): State<Service>, query: Query) -> Result
     let id = query.get("business_id").ok_or_else(|| missing("business_id"))?;
     // The ledger's own keys may be looked up, too.
     let key = BusinessKey::reserved(code, id)?;
+    let mut refusals = Vec::new();
     let events: Vec<Event> = match (query.get("user_id"), query.get("credit_type")) {
         (Some(user_id), Some(credit_type)) => {
             let account = Account::new(user_id, credit_type)?;
             let found = service.ledger.find(&account, &key).await?;
+            refusals = service.ledger.refusals(&key, Some(&account)).await?;
             found.into_iter().map(|event| (*event).clone()).collect()
         }
         (None, None) => service.ledger.find_all(&key).await?,
         (Some(_), None) => return Err(Problem::invalid("credit_type", "is required with user_id")),
         (None, Some(_)) => return Err(Problem::invalid("user_id", "is required with credit_type")),
     };
-    let items = Items { items: events.iter().map(Transaction::from).collect() };
+    let items = Items {
+        items: events.iter().map(Transaction::from).collect(),
+        refusals: refusals.iter().map(Into::into).collect(),
+    };
     Ok(request::json(StatusCode::OK, serde_json::to_string(&items).expect("events are JSON")))
 }

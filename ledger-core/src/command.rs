@@ -99,6 +99,20 @@ impl Action {
         }
     }
 
+    /// What a caller calls it, as in a batch's `type`.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Credit { .. } => "credit",
+            Self::Debit { .. } | Self::Capture { .. } => "debit",
+            Self::Freeze { .. } => "freeze",
+            Self::Unfreeze { .. } => "unfreeze",
+            Self::Refund { .. } => "refund",
+            Self::Lock { .. } => "lock",
+            Self::Unlock { .. } => "unlock",
+        }
+    }
+
     /// The account, where the command names it itself.
     #[must_use]
     pub const fn account(&self) -> Option<&Account> {

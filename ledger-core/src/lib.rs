@@ -17,6 +17,7 @@ pub mod id;
 pub mod json;
 pub mod key;
 pub mod log;
+pub mod operation;
 pub mod rejection;
 mod shape;
 pub mod text;

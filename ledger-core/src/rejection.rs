@@ -1,5 +1,8 @@
 //! Why a command is refused.
 
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
 use crate::{id::TransactionId, log::Position};
 
 /// A refusal, in the order in which the guards stand: the first that applies is the one that is told. Nothing was
@@ -9,6 +12,9 @@ pub enum Rejection {
     /// The key is bound to other content.
     #[error("the business key was used for other content, by transaction {transaction_id}")]
     IdempotencyConflict { transaction_id: TransactionId },
+    /// The command's operation was reversed as a whole: nothing more is done under it.
+    #[error("operation {operation_id} was compensated: nothing more is done under it")]
+    OperationCompensated { operation_id: Uuid },
     #[error("there is no freeze {freeze_id}")]
     FreezeNotFound { freeze_id: TransactionId },
     #[error("there is no deduction {debit_id}")]
@@ -40,6 +46,7 @@ impl Rejection {
     pub const fn code(&self) -> &'static str {
         match self {
             Self::IdempotencyConflict { .. } => "idempotency_conflict",
+            Self::OperationCompensated { .. } => "operation_compensated",
             Self::FreezeNotFound { .. } => "freeze_not_found",
             Self::DebitNotFound { .. } => "debit_not_found",
             Self::AccountMismatch { .. } | Self::ExpiryNotInFuture => "invalid_request",
@@ -51,6 +58,33 @@ impl Rejection {
             Self::InsufficientBalance { .. } => "insufficient_balance",
             Self::BalanceLimitExceeded { .. } => "balance_limit_exceeded",
         }
+    }
+
+    /// The figures and ids of the refusal, by the contract's names.
+    #[must_use]
+    pub fn figures(&self) -> Map<String, Value> {
+        let figures: Vec<(&str, Value)> = match self {
+            Self::IdempotencyConflict { transaction_id } => vec![("transaction_id", transaction_id.to_string().into())],
+            Self::OperationCompensated { operation_id } => vec![("operation_id", operation_id.to_string().into())],
+            Self::FreezeNotFound { freeze_id } => vec![("freeze_id", freeze_id.to_string().into())],
+            Self::DebitNotFound { debit_id } => vec![("debit_id", debit_id.to_string().into())],
+            Self::AccountMismatch { field } => vec![("field", (*field).into())],
+            Self::ExpiryNotInFuture => vec![("field", "expires_at".into())],
+            Self::AccountNotFound | Self::AccountLocked => Vec::new(),
+            Self::VersionConflict { expected, current } => {
+                vec![("expected", (*expected).into()), ("current", (*current).into())]
+            }
+            Self::InsufficientFrozen { required, remaining } | Self::RefundExceedsDebit { required, remaining } => {
+                vec![("required", (*required).into()), ("remaining", (*remaining).into())]
+            }
+            Self::InsufficientBalance { required, available } => {
+                vec![("required", (*required).into()), ("available", (*available).into())]
+            }
+            Self::BalanceLimitExceeded { balance, amount, maximum } => {
+                vec![("balance", (*balance).into()), ("amount", (*amount).into()), ("maximum", (*maximum).into())]
+            }
+        };
+        figures.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 }
 

@@ -29,7 +29,7 @@ impl InvalidField {
 }
 
 /// An identifier: 1 ..= `chars_max` characters, none of them a control character.
-pub(crate) fn identifier(field: &'static str, text: &str, chars_max: usize) -> Result<Arc<str>, InvalidField> {
+pub fn identifier(field: &'static str, text: &str, chars_max: usize) -> Result<Arc<str>, InvalidField> {
     // A character is at least one byte, so the cheap test comes first and settles nearly every case.
     if text.is_empty() || (text.len() > chars_max && text.chars().count() > chars_max) {
         return Err(InvalidField::new(field, format!("must have 1 to {chars_max} characters")));

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use ledger_core::{Event, Head, Partition};
+use ledger_core::{Event, Head, Partition, operation};
+use uuid::Uuid;
+
+use crate::operations::Compensation;
 
 /// One commit: events, the heads that they advance, and the heads that the other answers of the batch were judged by.
 #[derive(Debug, Default)]
@@ -14,6 +17,25 @@ pub(crate) struct Append {
     pub(crate) judged: Vec<(Partition, Head)>,
     /// In the order of their positions within each partition.
     pub(crate) events: Vec<Arc<Event>>,
+    /// The operations of the events, where their callers gave one: none of them may be compensated before this.
+    pub(crate) operations: Vec<Uuid>,
+    /// The operations that are reversed by this.
+    pub(crate) compensations: Vec<Compensation>,
+}
+
+impl Append {
+    /// Whether there is nothing to write, only heads to compare.
+    pub(crate) const fn only_compares(&self) -> bool {
+        self.advances.is_empty() && self.compensations.is_empty()
+    }
+
+    /// Notes the operations of the events.
+    pub(crate) fn note_operations(&mut self) {
+        self.operations = self.events.iter().filter_map(|event| operation::given(event)).collect();
+        self.operations.extend(self.compensations.iter().map(|compensation| compensation.operation_id));
+        self.operations.sort_unstable();
+        self.operations.dedup();
+    }
 }
 
 /// How a commit ended, when it ended at all.
@@ -21,6 +43,7 @@ pub(crate) struct Append {
 pub(crate) enum Appended {
     /// It is durable.
     Done,
-    /// Some head is not what was believed: another process wrote. Nothing was written.
+    /// Some head is not what was believed, or an operation was compensated meanwhile: another process wrote. Nothing was
+    /// written.
     FenceLost,
 }

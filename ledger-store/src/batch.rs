@@ -6,11 +6,14 @@ use foldhash::HashMap;
 
 use ledger_core::{AccountId, Command, Event, Head, PARTITIONS, Partition, Position, Rejection, Timestamp};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use uuid::Uuid;
 
 use crate::{
     append::Append,
     index::KeyHash,
     ledger::{Recorded, Unavailable},
+    operations::{Compensated, Compensation},
+    refusals::Refused,
     tail::{Span, Tail},
 };
 
@@ -20,12 +23,26 @@ pub(crate) enum Ask {
     One(Box<Command>),
     Atomic(Vec<Command>),
     Each(Vec<Command>),
+    /// To reverse an operation.
+    Compensate(Box<Compensate>),
     /// Where the newest event of an account is.
     Newest(AccountId),
     /// Where the events under a key's hash in an account are.
     Key(KeyHash),
     /// Where the events under a business key's hash in any account are that the indexes may not hold.
     Business(u64),
+    /// Where the events under an operation's hash are that the indexes may not hold.
+    Operation(u64),
+}
+
+/// What reverses an operation, and what it was made from.
+#[derive(Debug)]
+pub(crate) struct Compensate {
+    pub(crate) compensation: Compensation,
+    /// Each reverses one transaction of the operation.
+    pub(crate) reversals: Vec<Command>,
+    /// Up to where the operation's events were read: nothing may have been recorded under it since.
+    pub(crate) seen: [Position; PARTITIONS],
 }
 
 /// What the writer answers, once all that the answer builds on is durable.
@@ -36,6 +53,9 @@ pub(crate) enum Answer {
     Each(Vec<Result<Recorded, Rejection>>),
     Newest(Option<Newest>),
     Places(Vec<(Partition, Position)>),
+    Compensated(Compensated),
+    /// Where an operation's events are, and the heads up to which that is all of them.
+    Operation(Vec<(Partition, Position)>, Box<[Position; PARTITIONS]>),
     Unavailable(Unavailable),
 }
 
@@ -68,6 +88,7 @@ impl Request {
     pub(crate) fn weight(&self) -> usize {
         match &self.ask {
             Ask::Atomic(commands) | Ask::Each(commands) => commands.len(),
+            Ask::Compensate(compensate) => compensate.reversals.len().max(1),
             _ => 1,
         }
     }
@@ -77,8 +98,18 @@ impl Request {
         match &self.ask {
             Ask::One(command) => std::slice::from_ref(command),
             Ask::Atomic(commands) | Ask::Each(commands) => commands,
-            Ask::Newest(_) | Ask::Key(_) | Ask::Business(_) => &[],
+            Ask::Compensate(compensate) => &compensate.reversals,
+            Ask::Newest(_) | Ask::Key(_) | Ask::Business(_) | Ask::Operation(_) => &[],
         }
+    }
+
+    /// The operations that its callers gave.
+    pub(crate) fn operations(&self) -> impl Iterator<Item = Uuid> {
+        let compensated = match &self.ask {
+            Ask::Compensate(compensate) => Some(compensate.compensation.operation_id),
+            _ => None,
+        };
+        self.commands().iter().filter_map(|command| command.provenance.operation_id).chain(compensated)
     }
 }
 
@@ -112,6 +143,10 @@ pub(crate) struct Draft {
     places: HashMap<(Partition, Position), usize>,
     /// The partitions whose heads any decision was based on.
     pub(crate) judged: Partitions,
+    /// The operations that are reversed by it.
+    pub(crate) compensations: Vec<Compensation>,
+    /// What was refused, to be recorded once the batch is durable.
+    pub(crate) refusals: Vec<Refused>,
 }
 
 impl Draft {
@@ -124,6 +159,8 @@ impl Draft {
             events: Vec::new(),
             places: HashMap::default(),
             judged: Partitions::default(),
+            compensations: Vec::new(),
+            refusals: Vec::new(),
         }
     }
 
@@ -145,6 +182,13 @@ impl Draft {
         self.places.extend(newer.places.into_iter().map(|(place, index)| (place, index + offset)));
         self.events.extend(newer.events);
         self.span.absorb(newer.span);
+        self.compensations.extend(newer.compensations);
+        self.refusals.extend(newer.refusals);
+    }
+
+    /// Whether the operation is reversed in here.
+    pub(crate) fn compensates(&self, operation: Uuid) -> bool {
+        self.compensations.iter().any(|compensation| compensation.operation_id == operation)
     }
 
     pub(crate) fn event_at(&self, partition: Partition, position: Position) -> Option<&Arc<Event>> {
@@ -181,7 +225,9 @@ impl Batch {
 
     /// What the commit writes and compares.
     pub(crate) fn append(&self) -> Append {
-        let mut append = Append { events: self.draft.events.clone(), ..Append::default() };
+        let (events, compensations) = (self.draft.events.clone(), self.draft.compensations.clone());
+        let mut append = Append { events, compensations, ..Append::default() };
+        append.note_operations();
         for partition in Partition::all() {
             let (before, after) = (self.before[partition.index()], self.draft.heads[partition.index()]);
             if before != after {

@@ -1,6 +1,6 @@
 //! What the indexes behind the log hold, and what a flush writes to them.
 
-use ledger_core::{Account, AccountId, AccountState, BusinessKey, Partition, Position};
+use ledger_core::{Account, AccountId, AccountState, BusinessKey, Event, Partition, Position, operation};
 
 /// Each 256th version of an account has an entry of its own, so that a walk back along `previous_position` to any
 /// version takes at most 255 steps, and the entries cost next to nothing.
@@ -19,6 +19,21 @@ impl KeyHash {
     pub(crate) fn new(account: &Account, key: &BusinessKey) -> Self {
         Self { partition: account.partition(), business: key.hash(), account: account.id().short() }
     }
+}
+
+/// What stands for the account where the key index holds an operation: an event that its caller put under one has a second
+/// row there, under the operation's hash, so that all events of an operation are found.
+const OPERATION: u64 = 0;
+
+/// Where the key index holds an operation's events of a partition, by the operation's hash.
+pub(crate) const fn operation_key(partition: Partition, hash: u64) -> KeyHash {
+    KeyHash { partition, business: hash, account: OPERATION }
+}
+
+/// What the key index holds of an event: its key, and its operation where the caller gave one.
+pub(crate) fn keys_of(event: &Event) -> impl Iterator<Item = KeyHash> {
+    let operation = operation::given(event).map(|id| operation_key(event.partition, operation::hash(id)));
+    std::iter::once(KeyHash::new(&event.account, &event.key)).chain(operation)
 }
 
 /// The key index is made of runs: the keys of so many successive positions of a partition, as a power of two. A key's hash

@@ -2,10 +2,13 @@
 //!
 //! No row is believed here, and none is looked up: whoever verifies compares all of them with the log.
 
-use ledger_core::{Partition, Position};
+use ledger_core::{Event, Partition, Position};
 use uuid::Uuid;
 
-use crate::{Database, StoreError, index::KEY_RUN_BITS};
+use crate::{
+    Database, StoreError,
+    index::{KEY_RUN_BITS, keys_of},
+};
 
 /// Each so-manieth version of an account has a row of its own in `history_positions`.
 pub const HISTORY_STRIDE: u64 = crate::index::HISTORY_STRIDE;
@@ -42,6 +45,12 @@ pub struct KeyRow {
     pub business: u64,
     pub account: u64,
     pub position: i64,
+}
+
+/// The rows that an event has in the key index: one for its key, and one for its operation where the caller gave one.
+pub fn key_rows_of(event: &Event) -> impl Iterator<Item = KeyRow> {
+    let position = event.position.0.cast_signed();
+    keys_of(event).map(move |key| KeyRow { business: key.business, account: key.account, position })
 }
 
 impl Database {

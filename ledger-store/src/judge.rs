@@ -5,15 +5,18 @@ use std::sync::Arc;
 use foldhash::HashSet;
 
 use ledger_core::{
-    Account, Action, BatchMark, Command, Event, OriginalKind, Rejection, Situation, Slot, Timestamp, TransactionId,
-    decide, repeats,
+    Account, Action, BatchMark, Command, Event, OriginalKind, Partition, Position, Rejection, Situation, Slot, Timestamp,
+    TransactionId, decide, operation, repeats,
 };
+use uuid::Uuid;
 
 use crate::{
     StoreError,
-    batch::{Answer, Ask, Batch, Draft, Newest, Partitions, Request},
+    batch::{Answer, Ask, Batch, Compensate, Draft, Newest, Partitions, Request},
     ledger::{Recorded, Unavailable},
     lookup::{Fetched, Known, Layers},
+    operations::Compensated,
+    refusals::Refused,
     tail::Tail,
 };
 
@@ -52,6 +55,7 @@ impl Round<'_> {
                 Answer::Each(each.collect::<Result<_, _>>()?)
             }
             Ask::Atomic(commands) => Answer::Atomic(self.judge_atomic(draft, commands)?),
+            Ask::Compensate(compensate) => Answer::Compensated(self.judge_compensate(draft, compensate)?),
             Ask::Newest(account) => {
                 draft.judged.insert(account.partition());
                 let layers = self.known(None, draft).layers;
@@ -68,6 +72,11 @@ impl Round<'_> {
             Ask::Business(business) => {
                 draft.judged.insert_all(Partitions::ALL);
                 Answer::Places(self.known(None, draft).layers.business_places(*business))
+            }
+            Ask::Operation(hash) => {
+                draft.judged.insert_all(Partitions::ALL);
+                let places = self.known(None, draft).layers.operation_places(*hash).collect();
+                Answer::Operation(places, Box::new(draft.heads.map(|head| head.position)))
             }
         })
     }
@@ -87,12 +96,59 @@ impl Round<'_> {
                 Ok(done) => recorded.push(done),
                 Err(rejection) => {
                     building.judged.insert_all(trial.judged);
+                    building.refusals.append(&mut trial.refusals);
+                    let others = commands.iter().enumerate().filter(|(other, _)| *other != index);
+                    building.refusals.extend(others.map(|(_, other)| Refused::with_batch(other, index, self.now)));
                     return Ok(Err((index, rejection)));
                 }
             }
         }
         building.absorb(trial);
         Ok(Ok(recorded))
+    }
+
+    /// Everything that reverses an operation, or nothing.
+    fn judge_compensate(&self, building: &mut Draft, compensate: &Compensate) -> Result<Compensated, StoreError> {
+        // Whatever is answered: an event of the operation might have been recorded in any partition.
+        building.judged.insert_all(Partitions::ALL);
+        let known = self.known(None, building);
+        let operation = compensate.compensation.operation_id;
+        if known.is_compensated(operation) {
+            return Ok(Compensated::Before);
+        }
+        // What was recorded after the caller read is in these layers, unless they reach back less far than that.
+        let reaches = Partition::all()
+            .all(|partition| self.tail.indexed[partition.index()].position <= compensate.seen[partition.index()]);
+        let hash = operation::hash(operation);
+        let newer = |(partition, position): (Partition, Position)| position > compensate.seen[partition.index()];
+        if !reaches || known.layers.operation_places(hash).any(newer) {
+            return Ok(Compensated::ReadAgain);
+        }
+        let mut open = Vec::with_capacity(compensate.reversals.len());
+        for (index, reversal) in compensate.reversals.iter().enumerate() {
+            let is_settled = known.original(reversal)?.is_some_and(|original| original.remaining == 0);
+            if !is_settled {
+                open.push((index, reversal));
+            }
+        }
+        let size = u32::try_from(open.len()).expect("an operation's events are counted before they are reversed");
+        let mut mark = (size > 1).then_some(BatchMark { id: Uuid::nil(), size, index: 0 });
+        let mut trial = Draft::on(building.heads, building.recorded_at);
+        let mut recorded = Vec::with_capacity(open.len());
+        let mut refused = Vec::new();
+        for (index, reversal) in open {
+            match self.judge_one(&mut trial, Some(building), reversal, mark.as_mut())? {
+                Ok(done) => recorded.push(done.event),
+                // The others are judged all the same: whoever asked wants to hear of each that is in the way.
+                Err(rejection) => refused.push((index, rejection)),
+            }
+        }
+        if !refused.is_empty() {
+            return Ok(Compensated::Refused(refused));
+        }
+        trial.compensations.push(compensate.compensation.clone());
+        building.absorb(trial);
+        Ok(Compensated::Now(recorded))
     }
 
     /// The mark of a batch that makes more than one event. Its id is known with its first event.
@@ -107,7 +163,7 @@ impl Round<'_> {
             }
         }
         let size = u32::try_from(seen.len()).expect("a batch has at most some ten thousand commands");
-        Ok((size > 1).then_some(BatchMark { id: uuid::Uuid::nil(), size, index: 0 }))
+        Ok((size > 1).then_some(BatchMark { id: Uuid::nil(), size, index: 0 }))
     }
 
     /// One command, into `draft`, which may lie on top of another one.
@@ -127,14 +183,18 @@ impl Round<'_> {
         if let Some(original) = command.action.original() {
             judged.insert(original.locate().0);
         }
-        let outcome = match owner(known, command)? {
+        let owner = owner(known, command)?;
+        let outcome = match &owner {
             None => Err(not_found(&command.action)),
             Some(account) => {
                 judged.insert(account.partition());
-                self.judge_known(known, draft, &account, command, mark)?
+                self.judge_known(known, draft, account, command, mark)?
             }
         };
         draft.judged.insert_all(judged);
+        if let Err(rejection) = &outcome {
+            draft.refusals.push(Refused::of(command, owner.as_ref(), rejection, self.now));
+        }
         Ok(outcome.map(|(event, replayed)| {
             if !replayed {
                 draft.add(event.clone());
@@ -153,6 +213,11 @@ impl Round<'_> {
     ) -> Result<Result<(Arc<Event>, bool), Rejection>, StoreError> {
         if let Some(first) = known.bound(account, &command.key)? {
             return Ok(repeats(first, command).map(|()| (first.clone(), true)));
+        }
+        if let Some(operation_id) = command.provenance.operation_id
+            && known.is_compensated(operation_id)
+        {
+            return Ok(Err(Rejection::OperationCompensated { operation_id }));
         }
         let original = known.original(command)?;
         if let Some(original) = original

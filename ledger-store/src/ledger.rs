@@ -97,6 +97,14 @@ pub struct Ledger {
     published: Arc<Published>,
     stop: watch::Sender<bool>,
     writer: Arc<Mutex<Option<JoinHandle<()>>>>,
+    /// Writes the refusals; ends after the writer.
+    recorder: Arc<Mutex<Option<Recorder>>>,
+}
+
+#[derive(Debug)]
+struct Recorder {
+    stop: watch::Sender<bool>,
+    task: JoinHandle<()>,
 }
 
 impl Ledger {
@@ -121,6 +129,9 @@ impl Ledger {
             published.clone(),
         );
         let writer = tokio::spawn(writer.run());
+        let (stop_recorder, stopped) = watch::channel(false);
+        let task = tokio::spawn(published.refusals.clone().write(database.clone(), stopped));
+        let recorder = Recorder { stop: stop_recorder, task };
         Ok(Self {
             database,
             queue,
@@ -128,6 +139,7 @@ impl Ledger {
             published,
             stop,
             writer: Arc::new(Mutex::new(Some(writer))),
+            recorder: Arc::new(Mutex::new(Some(recorder))),
         })
     }
 
@@ -249,6 +261,10 @@ impl Ledger {
             // The task ends by itself; if it panicked there is nothing more to wait for.
             let _ = writer.await;
         }
+        if let Some(recorder) = self.recorder.lock().await.take() {
+            recorder.stop.send_replace(true);
+            let _ = recorder.task.await;
+        }
     }
 
     pub(crate) async fn where_newest(&self, account: &Account) -> Result<Option<Newest>, Unavailable> {
@@ -274,7 +290,12 @@ impl Ledger {
         }
     }
 
-    async fn ask(&self, ask: Ask, weight: usize) -> Answer {
+    /// Waits, but not for long, until what was refused before is written.
+    pub(crate) async fn refusals_settled(&self) {
+        self.published.refusals.settled().await;
+    }
+
+    pub(crate) async fn ask(&self, ask: Ask, weight: usize) -> Answer {
         let permits = u32::try_from(weight).unwrap_or(u32::MAX);
         let Ok(permit) = self.room.clone().try_acquire_many_owned(permits) else {
             return Answer::Unavailable(Unavailable::Overloaded);
@@ -288,7 +309,7 @@ impl Ledger {
     }
 }
 
-fn unavailable(answer: &Answer) -> Unavailable {
+pub(crate) fn unavailable(answer: &Answer) -> Unavailable {
     match answer {
         Answer::Unavailable(unavailable) => unavailable.clone(),
         other => unreachable!("the writer answers what it was asked, not {other:?}"),

@@ -5,6 +5,7 @@
 
 mod append;
 mod batch;
+mod beside;
 mod database;
 pub mod error;
 pub mod feed;
@@ -15,9 +16,11 @@ pub mod index_rows;
 mod judge;
 mod ledger;
 mod lookup;
+pub mod operations;
 pub mod postgres;
 mod published;
 mod recovery;
+pub mod refusals;
 pub mod restore;
 mod row;
 pub mod scan;

@@ -8,6 +8,7 @@ use ledger_core::{
     Account, AccountId, AccountState, Balance, BusinessKey, Command, Event, Original, Partition, Position,
 };
 use quick_cache::unsync::Cache;
+use uuid::Uuid;
 
 use crate::{
     DamagedRow, StoreError,
@@ -16,6 +17,7 @@ use crate::{
     filter::KeyFilter,
     index::{IndexedAccount, KeyHash},
     tail::{OriginalEntry, Span, Tail, about},
+    writer::Closely,
 };
 
 /// What was read from the indexes and the log for one round of decisions.
@@ -32,6 +34,8 @@ pub(crate) struct Fetched {
     /// `None`: there is no freeze or deduction at that place.
     originals: HashMap<(Partition, Position), Option<OriginalEntry>>,
     events: HashMap<(Partition, Position), Arc<Event>>,
+    /// The operations that were found to be compensated, where that was asked for.
+    pub(crate) compensated: HashSet<Uuid>,
     /// Where an index or an event cannot be believed: what was not found there is not known to be absent.
     broken: Partitions,
 }
@@ -116,6 +120,11 @@ impl<'a> Layers<'a> {
         self.spans().filter_map(move |span| span.keys.get(&hash)).flatten().copied()
     }
 
+    /// Where the events under an operation's hash are.
+    pub(crate) fn operation_places(self, hash: u64) -> impl Iterator<Item = (Partition, Position)> {
+        self.spans().filter_map(move |span| span.operations.get(&hash)).flatten().copied()
+    }
+
     /// Where events under a business key's hash are, in any account.
     pub(crate) fn business_places(self, business: u64) -> Vec<(Partition, Position)> {
         self.spans()
@@ -163,6 +172,13 @@ impl<'a> Known<'a> {
         self.absent_only_if_sound(partition, original)
     }
 
+    /// Whether the operation is known to be compensated. Where it is not known, the append finds out.
+    pub(crate) fn is_compensated(self, operation: Uuid) -> bool {
+        self.layers.drafts.into_iter().flatten().any(|draft| draft.compensates(operation))
+            || self.layers.tail.compensated.peek(&operation).is_some()
+            || self.fetched.compensated.contains(&operation)
+    }
+
     /// The event that a key is bound to in an account.
     pub(crate) fn bound(self, account: &Account, key: &BusinessKey) -> Result<Option<&'a Arc<Event>>, StoreError> {
         let hash = KeyHash::new(account, key);
@@ -203,8 +219,15 @@ pub(crate) async fn fetch(
     layers: Layers<'_>,
     filter: &KeyFilter,
     requests: &[Request],
+    closely: Closely,
 ) -> Result<Fetched, LookupError> {
     let mut fetched = Fetched::default();
+    if closely == Closely::Yes {
+        let operations: HashSet<Uuid> = requests.iter().flat_map(Request::operations).collect();
+        let operations: Vec<_> = operations.into_iter().collect();
+        let compensations = database.compensations(&operations).await?;
+        fetched.compensated.extend(compensations.into_iter().map(|compensation| compensation.operation_id));
+    }
     originals(database, layers, requests, &mut fetched).await?;
     accounts_and_keys(database, layers, filter, requests, &mut fetched).await?;
     Ok(fetched)

@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use crate::{
     batch::Draft,
     feed::{self, Feed, Waiting},
+    refusals,
     tail::Span,
 };
 
@@ -25,6 +26,8 @@ pub(crate) struct Published {
     commits: watch::Sender<u64>,
     waiting: Arc<Mutex<Waiting>>,
     trouble: Mutex<Option<String>>,
+    /// What was refused, until it is written.
+    pub(crate) refusals: Arc<refusals::Waiting>,
 }
 
 impl Published {
@@ -35,6 +38,7 @@ impl Published {
             commits: watch::Sender::new(0),
             waiting: Arc::default(),
             trouble: Mutex::new(None),
+            refusals: Arc::new(refusals::Waiting::new()),
         }
     }
 

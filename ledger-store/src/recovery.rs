@@ -17,7 +17,7 @@ use crate::{
     error,
     ledger::Unavailable,
     tail::Tail,
-    writer::{Interruption, Writer},
+    writer::{Closely, Interruption, Writer},
 };
 
 /// Foreign events that are worth reading on for; past that the tail is made anew from the indexes' checkpoint.
@@ -100,7 +100,10 @@ impl Writer {
         if let Some(batch) = self.uncertain.take() {
             match self.is_committed(&batch).await {
                 // Its events came in with the catching up; the answers are still owed.
-                Ok(true) => batch.answers.into_iter().for_each(|(request, answer)| request.answer(answer)),
+                Ok(true) => {
+                    self.published.refusals.add(batch.draft.refusals);
+                    batch.answers.into_iter().for_each(|(request, answer)| request.answer(answer));
+                }
                 Ok(false) => self.take_back([Some(batch), None]),
                 Err(error) => {
                     self.uncertain = Some(batch);
@@ -124,7 +127,7 @@ impl Writer {
             locked.release().await;
             return Ok(());
         }
-        let decided = self.decide().await;
+        let decided = self.decide(Closely::Yes).await;
         let Some(batch) = self.building.take() else {
             locked.release().await;
             return match decided {

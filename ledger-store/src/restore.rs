@@ -11,7 +11,7 @@ use tokio::{sync::mpsc, task::JoinHandle};
 
 use crate::{
     Database, StoreError,
-    index::{HISTORY_STRIDE, IndexEntries, KeyHash, key_run},
+    index::{HISTORY_STRIDE, IndexEntries, KeyHash, key_run, keys_of},
     postgres::Postgres,
     sqlite::Sqlite,
     tail::about,
@@ -336,7 +336,7 @@ impl Indexes {
         self.run = key_run(event.position);
         let account = event.account.id();
         self.accounts.insert(account, event.position);
-        self.entries.keys.push((KeyHash::new(&event.account, &event.key), event.position));
+        self.entries.keys.extend(keys_of(event).map(|key| (key, event.position)));
         if let Some((original, _)) = about(event) {
             self.related.insert(original, event.position);
         }

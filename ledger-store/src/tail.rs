@@ -6,19 +6,22 @@ use foldhash::HashMap;
 
 use ledger_core::{
     AccountId, Balance, Event, EventType, Head, Original, OriginalKind, PARTITIONS, Partition, Position, Timestamp,
-    chain,
+    chain, operation,
 };
 use quick_cache::unsync::Cache;
 use smallvec::SmallVec;
+use uuid::Uuid;
 
 use crate::{
     StoreError,
     database::Database,
-    index::{HISTORY_STRIDE, IndexEntries, KeyHash, key_run},
+    index::{HISTORY_STRIDE, IndexEntries, KeyHash, key_run, operation_key},
 };
 
 /// Accounts that are remembered after the tail let them go: some 30 MiB.
 const CACHED_ACCOUNTS_MAX: usize = 100_000;
+/// Operations that are remembered as compensated: some 5 MiB. The database knows the others.
+const CACHED_COMPENSATIONS_MAX: usize = 100_000;
 /// Events of one read when the tail is made from the log.
 const PAGE: usize = 5_000;
 
@@ -35,6 +38,8 @@ pub(crate) struct OriginalEntry {
 pub(crate) struct Span {
     pub(crate) accounts: HashMap<AccountId, Balance>,
     pub(crate) keys: HashMap<KeyHash, SmallVec<[Position; 1]>>,
+    /// Where the events of an operation are, by its hash: of those whose caller gave one.
+    pub(crate) operations: HashMap<u64, SmallVec<[(Partition, Position); 2]>>,
     pub(crate) originals: HashMap<(Partition, Position), OriginalEntry>,
     /// Each [`HISTORY_STRIDE`]th version of an account.
     pub(crate) history: Vec<(AccountId, u64, Position)>,
@@ -48,6 +53,9 @@ impl Span {
         let account = event.account.id();
         self.accounts.insert(account, balance_after(event));
         self.keys.entry(KeyHash::new(&event.account, &event.key)).or_default().push(event.position);
+        if let Some(id) = operation::given(event) {
+            self.operations.entry(operation::hash(id)).or_default().push((event.partition, event.position));
+        }
         if let Some(original) = Original::made_by(event) {
             let entry = OriginalEntry { original, newest: Position::ZERO };
             self.originals.insert((event.partition, event.position), entry);
@@ -71,6 +79,9 @@ impl Span {
         for (key, positions) in newer.keys {
             self.keys.entry(key).or_default().extend(positions);
         }
+        for (operation, places) in newer.operations {
+            self.operations.entry(operation).or_default().extend(places);
+        }
         self.originals.extend(newer.originals);
         self.history.extend(newer.history);
         self.events += newer.events;
@@ -90,6 +101,9 @@ impl Span {
             history: self.history.clone(),
             states: Vec::new(),
         };
+        for (hash, places) in &self.operations {
+            entries.keys.extend(places.iter().map(|(partition, at)| (operation_key(*partition, *hash), *at)));
+        }
         // An account's id begins with its partition, so ids in order are rows in order.
         entries.accounts.sort_unstable();
         entries.states = entries.accounts.iter().map(|(id, _)| self.accounts[id].state).collect();
@@ -175,6 +189,8 @@ pub(crate) struct Tail {
     /// Accounts as the newest event left them, for those that neither span holds.
     pub(crate) accounts: Cache<AccountId, Balance>,
     pub(crate) recent: Recent,
+    /// Operations that are known to be compensated; that others are not is known to the database alone.
+    pub(crate) compensated: Cache<Uuid, ()>,
 }
 
 impl Tail {
@@ -205,6 +221,7 @@ impl Tail {
             active: Span::default(),
             accounts: Cache::new(CACHED_ACCOUNTS_MAX),
             recent: Recent::new(),
+            compensated: Cache::new(CACHED_COMPENSATIONS_MAX),
         };
         for (partition, (head, from)) in Partition::all().zip(heads.iter().zip(&checkpoint)) {
             if from.position > head.position {

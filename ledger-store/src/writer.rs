@@ -97,6 +97,14 @@ enum Woken {
     ToldToStop,
 }
 
+/// Whether a decision asks the database what is else found out by losing the race: whether operations are compensated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Closely {
+    No,
+    /// While the heads are locked, so that the same race is not lost twice.
+    Yes,
+}
+
 /// Why the usual way cannot go on.
 pub(crate) enum Interruption {
     /// Another process wrote: catch up and decide again.
@@ -207,7 +215,7 @@ impl Writer {
     /// Decides what waits, as far as there is room, and sends the batch off when nothing is in flight.
     async fn advance(&mut self) -> Result<(), Interruption> {
         if !self.waiting.is_empty() && self.has_room() {
-            self.decide().await?;
+            self.decide(Closely::No).await?;
         }
         self.send_off();
         Ok(())
@@ -233,7 +241,7 @@ impl Writer {
     }
 
     /// Decides the requests that wait, on top of what is building, what is in flight and what is committed.
-    pub(crate) async fn decide(&mut self) -> Result<(), Interruption> {
+    pub(crate) async fn decide(&mut self, closely: Closely) -> Result<(), Interruption> {
         let in_flight = self.in_flight.as_ref().map(|in_flight| &in_flight.batch.draft);
         let mut batch = match self.building.take() {
             Some(batch) => batch,
@@ -241,7 +249,8 @@ impl Writer {
         };
         let layers = Layers { drafts: [None, Some(&batch.draft), in_flight], tail: &self.tail };
         let requests = self.waiting.make_contiguous();
-        let fetched = match lookup::fetch(&self.database, layers, &self.filter, requests).await {
+        let fetched = lookup::fetch(&self.database, layers, &self.filter, requests, closely).await;
+        let fetched = match fetched {
             Ok(fetched) => fetched,
             Err(error) => {
                 self.building = (!batch.is_empty()).then_some(batch);
@@ -251,6 +260,9 @@ impl Writer {
         let round = Round { tail: &self.tail, in_flight, fetched: &fetched, now: (self.clock)() };
         while let Some(request) = self.waiting.pop_front() {
             round.judge(&mut batch, request);
+        }
+        for operation in fetched.compensated {
+            self.tail.compensated.insert(operation, ());
         }
         self.building = (!batch.is_empty()).then_some(batch);
         Ok(())
@@ -319,6 +331,10 @@ impl Writer {
         draft.events.iter().for_each(|event| self.tail.recent.add(event));
         self.published.commit(&mut draft);
         self.tail.active.absorb(draft.span);
+        for compensation in &draft.compensations {
+            self.tail.compensated.insert(compensation.operation_id, ());
+        }
+        self.published.refusals.add(std::mem::take(&mut draft.refusals));
         for (request, answer) in answers {
             request.answer(answer);
         }

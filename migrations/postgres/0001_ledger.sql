@@ -48,14 +48,28 @@ create table partition_heads (
 insert into partition_heads (partition, epoch, position, hash)
 select n, 1, 0, decode(repeat('00', 32), 'hex') from generate_series(0, 63) as n;
 
+-- Operations that were reversed as a whole. An append asks this table, under its lock, whether the operation of one of its
+-- events is in it: once it is, nothing more is recorded under that operation. `partition` is the operation's, not an
+-- account's.
+create table compensations (
+    partition      smallint    not null check (partition between 0 and 63),
+    operation_id   uuid        not null,
+    compensated_at timestamptz not null,
+    request_id     text        not null,
+    actor          text        not null,
+    reason         text        not null,
+    primary key (partition, operation_id)
+);
+
 -- Advances heads by predicate: $1-$6 are partition, epoch, position and hash of the heads to advance, and their next
--- position and hash; $7-$10 the heads that were only judged by. When some head is not what the writer believed, it fails
--- with LG001 and nothing is written.
+-- position and hash; $7-$10 the heads that were only judged by; $11-$12 the operations of the events. When some head is not
+-- what the writer believed, or an operation was compensated, it fails with LG001 and nothing is written.
 --
 -- One advisory lock ("ledger", 7) lets one append pass at a time: nearly every batch touches nearly every head, and to
 -- lock thirty rows in order, so that two writers cannot block each other, would cost more than all else here.
 create function advance_heads(
-    smallint[], bigint[], bigint[], bytea[], bigint[], bytea[], smallint[], bigint[], bigint[], bytea[]
+    smallint[], bigint[], bigint[], bytea[], bigint[], bytea[], smallint[], bigint[], bigint[], bytea[],
+    smallint[], uuid[]
 ) returns void language plpgsql as $$
 declare
     n bigint;
@@ -78,20 +92,27 @@ begin
     if n <> cardinality($1) then
         raise exception 'a head is not what the writer believed' using errcode = 'LG001';
     end if;
+    if cardinality($11) > 0 and exists (
+        select from unnest($11, $12) as named (partition, operation_id)
+        join compensations using (partition, operation_id)
+    ) then
+        raise exception 'an operation was compensated' using errcode = 'LG001';
+    end if;
 end
 $$;
 
--- An append of few events: the whole commit of a batch in one statement and one round trip. $1-$10 are those of
--- advance_heads, from $11 on come the events, column by column. (Many events are copied instead, which costs half as much
+-- An append of few events: the whole commit of a batch in one statement and one round trip. $1-$12 are those of
+-- advance_heads, from $13 on come the events, column by column. (Many events are copied instead, which costs half as much
 -- for each but four round trips more.)
 create function append_events(
     smallint[], bigint[], bigint[], bytea[], bigint[], bytea[], smallint[], bigint[], bigint[], bytea[],
+    smallint[], uuid[],
     smallint[], bigint[], bigint[], bigint[], bigint[], bigint[], bigint[], bigint[], bigint[], bigint[],
     timestamptz[], timestamptz[], uuid[], uuid[], uuid[], uuid[], uuid[], integer[], integer[], smallint[],
     boolean[], text[], text[], text[], text[], text[], text[], text[], text[], text[], bytea[], bigint[]
 ) returns void language plpgsql as $$
 begin
-    perform advance_heads($1, $2, $3, $4, $5, $6, $7, $8, $9, $10);
+    perform advance_heads($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12);
     insert into events (
         partition, position, previous_position, epoch, version, amount, released, remaining, balance, frozen,
         expires_at, recorded_at, transaction_id, account_id, related_id, operation_id, batch_id, batch_size,
@@ -99,8 +120,8 @@ begin
         actor, description, metadata, hash, available
     )
     select * from unnest(
-        $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31,
-        $32, $33, $34, $35, $36, $37, $38, $39, $40, $41, $42
+        $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25, $26, $27, $28, $29, $30, $31, $32, $33,
+        $34, $35, $36, $37, $38, $39, $40, $41, $42, $43, $44
     );
 end
 $$;

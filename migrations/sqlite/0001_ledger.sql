@@ -52,6 +52,19 @@ insert into partition_heads (partition, epoch, position, hash)
 with recursive numbers (n) as (select 0 union all select n + 1 from numbers where n < 63)
 select n, 1, 0, zeroblob(32) from numbers;
 
+-- Operations that were reversed as a whole. An append asks this table, in its own transaction, whether a command's
+-- operation is in it: once it is, no further command of that operation is recorded. `partition` is the operation's, not an
+-- account's.
+create table compensations (
+    partition      integer not null check (partition between 0 and 63),
+    operation_id   text    not null,
+    compensated_at text    not null,
+    request_id     text    not null,
+    actor          text    not null,
+    reason         text    not null,
+    primary key (partition, operation_id)
+) strict, without rowid;
+
 -- Events are append-only, whoever asks.
 create trigger events_are_not_updated before update on events
 begin

@@ -1,4 +1,4 @@
--- What is recorded beside the events, append-only: refusals, the steps of flows, compensations.
+-- What is recorded beside the events, append-only: refusals, and the steps of flows.
 
 -- Why commands were refused. A refusal binds nothing; it is kept so that a caller who never heard the answer finds it.
 create table refusals (
@@ -24,19 +24,6 @@ create table refusals (
 
 create index refusals_of_operation on refusals (partition, operation_id) where operation_id is not null;
 create index refusals_of_key on refusals (partition, business_code, business_id);
-
--- Operations that were reversed as a whole. An append asks this table, in its own transaction, whether a command's
--- operation is in it: once it is, no further command of that operation is recorded. `partition` is the operation's, not an
--- account's.
-create table compensations (
-    partition      integer not null check (partition between 0 and 63),
-    operation_id   text    not null,
-    compensated_at text    not null,
-    request_id     text    not null,
-    actor          text    not null,
-    reason         text    not null,
-    primary key (partition, operation_id)
-) strict, without rowid;
 
 -- The flows that callers describe: number 0 opens one, each further row is what became of a step.
 create table operation_records (

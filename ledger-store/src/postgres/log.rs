@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
-use ledger_core::{Epoch, Event, Head, PARTITIONS, Partition, Position};
+use ledger_core::{Epoch, Event, Head, PARTITIONS, Partition, Position, operation};
 use sqlx::{
     AssertSqlSafe, Connection, PgConnection, Row,
     postgres::{PgArguments, PgRow},
@@ -17,6 +17,7 @@ use crate::{
     DamagedRow, StoreError,
     append::{Append, Appended},
     database::Bound,
+    operations,
     row::{self, COLUMNS, JOINED_COLUMNS, stored},
 };
 
@@ -51,12 +52,12 @@ impl Postgres {
     async fn append_now(&self, append: &Append) -> Result<Appended, StoreError> {
         let mut slot = self.writer.clone().lock_owned().await;
         let mut connection = self.take_writer(&mut slot).await?;
-        let done = if append.advances.is_empty() {
+        let done = if append.only_compares() {
             // Nothing to write: one statement reads the heads in a snapshot that began after the commands came.
             let heads = heads_of(sqlx::query(HEADS).fetch_all(&mut connection).await?)?;
             let agree = append.judged.iter().all(|(partition, head)| heads[partition.index()] == *head);
             if agree { Appended::Done } else { Appended::FenceLost }
-        } else if append.events.len() < COPY_EVENTS_MIN {
+        } else if append.events.len() < COPY_EVENTS_MIN && append.compensations.is_empty() {
             write(&mut connection, append).await?
         } else {
             sqlx::query("begin").execute(&mut connection).await?;
@@ -184,9 +185,9 @@ impl LockedHeads {
     }
 
     async fn append_now(mut self, append: &Append) -> Result<Appended, StoreError> {
-        let done = if append.advances.is_empty() {
+        let done = if append.only_compares() {
             Appended::Done
-        } else if append.events.len() < COPY_EVENTS_MIN {
+        } else if append.events.len() < COPY_EVENTS_MIN && append.compensations.is_empty() {
             write(&mut self.connection, append).await?
         } else {
             copy(&mut self.connection, append).await?
@@ -306,11 +307,17 @@ async fn end(connection: &mut PgConnection, done: Appended) -> Result<Appended, 
 
 /// Advances the heads and copies the events, in a transaction that has begun.
 async fn copy(connection: &mut PgConnection, append: &Append) -> Result<Appended, StoreError> {
-    let parameters = (1..=10).map(|n| format!("${n}")).collect::<Vec<_>>().join(", ");
+    let parameters = (1..=12).map(|n| format!("${n}")).collect::<Vec<_>>().join(", ");
     let advance = sqlx::query(AssertSqlSafe(format!("select advance_heads({parameters})")));
     let advanced = outcome(bind_heads(advance, append).execute(&mut *connection).await.map(drop))?;
     if advanced == Appended::FenceLost {
         return Ok(advanced);
+    }
+    if !append.compensations.is_empty() {
+        operations::insert_on_postgres(connection, &append.compensations).await?;
+    }
+    if append.events.is_empty() {
+        return Ok(Appended::Done);
     }
     let mut rows = copy::Rows::new(append.events.len());
     for event in &append.events {
@@ -351,12 +358,14 @@ fn bind_heads<'q>(query: Statement<'q>, append: &'q Append) -> Statement<'q> {
         .bind(judged.iter().map(|(_, head)| i64::from(head.epoch.0)).collect::<Vec<_>>())
         .bind(judged.iter().map(|(_, head)| stored(head.position.0)).collect::<Vec<_>>())
         .bind(judged.iter().map(|(_, head)| &head.hash.0[..]).collect::<Vec<_>>())
+        .bind(partitions(&mut append.operations.iter().map(|id| operation::partition(*id))))
+        .bind(append.operations.as_slice())
 }
 
 /// Advances the heads and inserts the events, in one statement.
 async fn write(connection: &mut PgConnection, append: &Append) -> Result<Appended, StoreError> {
     let columns = Columns::of(&append.events);
-    let parameters = (1..=42).map(|n| format!("${n}")).collect::<Vec<_>>().join(", ");
+    let parameters = (1..=44).map(|n| format!("${n}")).collect::<Vec<_>>().join(", ");
     let appended = sqlx::query(AssertSqlSafe(format!("select append_events({parameters})")));
     let appended = bind_heads(appended, append)
         .bind(columns.partition)

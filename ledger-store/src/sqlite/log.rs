@@ -6,7 +6,7 @@ use std::{
 };
 
 use futures::TryStreamExt;
-use ledger_core::{Epoch, Event, Head, PARTITIONS, Partition, Position};
+use ledger_core::{Epoch, Event, Head, PARTITIONS, Partition, Position, operation};
 use sqlx::{
     AssertSqlSafe, Row, SqliteConnection,
     query::Query,
@@ -19,6 +19,7 @@ use crate::{
     DamagedRow, StoreError,
     append::{Append, Appended},
     database::Bound,
+    operations,
     row::{self, COLUMN_COUNT, COLUMNS, JOINED_COLUMNS, stored},
 };
 
@@ -35,7 +36,7 @@ impl Sqlite {
     pub(crate) async fn append(&self, append: &Append) -> Result<Appended, StoreError> {
         let mut turn = self.durable_turn().await;
         let connection = &mut *turn;
-        if append.advances.is_empty() {
+        if append.only_compares() {
             // Nothing to write: one statement reads the heads in a snapshot that began after the commands came.
             return Ok(if agrees(&read_heads(connection).await?, append) {
                 Appended::Done
@@ -44,7 +45,7 @@ impl Sqlite {
             });
         }
         self.written.add(append.events.len().min(INSERT_ROWS_MAX) + append.events.len() / 8 + 2);
-        if append.events.len() <= INSERT_ROWS_MAX {
+        if append.events.len() <= INSERT_ROWS_MAX && append.compensations.is_empty() {
             return append_at_once(connection, append).await;
         }
         begin(connection).await?;
@@ -236,7 +237,8 @@ fn append_statements(heads: usize, rows: usize) -> Arc<str> {
     statements.clone()
 }
 
-/// Advances heads, all or none: none unless all that were advanced or only judged by are what is believed.
+/// Advances heads, all or none: none unless all that were advanced or only judged by are what is believed, and no operation
+/// was compensated.
 fn advance_statement(heads: usize) -> String {
     format!(
         "with n (partition, epoch, position, hash, next_position, next_hash) as materialized ({}) \
@@ -244,10 +246,15 @@ fn advance_statement(heads: usize) -> String {
          where h.partition = n.partition and n.next_position is not null \
          and (select count(*) from n cross join partition_heads b on b.partition = n.partition \
              where b.epoch = n.epoch and b.position = n.position and b.hash = n.hash) \
-           = (select count(n.partition) from n)",
+           = (select count(n.partition) from n) \
+         and not {COMPENSATED}",
         values(heads, 6)
     )
 }
+
+/// Whether one of some operations, `[[partition, id], …]`, was compensated. Without any it is null, which names none.
+const COMPENSATED: &str = "exists (select 1 from json_each(?) as o cross join compensations as c \
+     on c.partition = o.value ->> 0 and c.operation_id = o.value ->> 1)";
 
 /// Inserts the rows that are not null.
 fn insert_statement(rows: usize) -> String {
@@ -292,18 +299,35 @@ fn bind_heads<'q>(
     for _ in 0..left * 6 {
         query = query.bind(None::<i64>);
     }
-    query
+    query.bind(operations_of(append))
+}
+
+/// The operations of an append, as [`COMPENSATED`] reads them.
+fn operations_of(append: &Append) -> Option<String> {
+    let named = append.operations.iter().map(|id| format!("[{},\"{id}\"]", operation::partition(*id)));
+    let named = named.collect::<Vec<_>>().join(",");
+    (!named.is_empty()).then(|| format!("[{named}]"))
 }
 
 async fn write(connection: &mut SqliteConnection, append: &Append) -> Result<Appended, StoreError> {
     if append.advances.is_empty() {
-        let agree = agrees(&read_heads(connection).await?, append);
-        return Ok(if agree { Appended::Done } else { Appended::FenceLost });
+        let compensated: bool = sqlx::query_scalar(AssertSqlSafe(format!("select {COMPENSATED}")))
+            .bind(operations_of(append))
+            .fetch_one(&mut *connection)
+            .await?;
+        if compensated || !agrees(&read_heads(connection).await?, append) {
+            return Ok(Appended::FenceLost);
+        }
+        operations::insert_on_sqlite(connection, &append.compensations).await?;
+        return Ok(Appended::Done);
     }
     let advance = sqlx::query(AssertSqlSafe(advance_statement(PARTITIONS)));
     let moved = bind_heads(advance, append, PARTITIONS).execute(&mut *connection).await?.rows_affected();
     if moved != append.advances.len() as u64 {
         return Ok(Appended::FenceLost);
+    }
+    if !append.compensations.is_empty() {
+        operations::insert_on_sqlite(connection, &append.compensations).await?;
     }
     for chunk in in_order(&append.events).chunks(INSERT_ROWS_MAX) {
         let rows = round_up(chunk.len());

@@ -7,7 +7,7 @@ use foldhash::{HashMap, HashSet};
 use ledger_core::{AccountId, Event, Partition, Position};
 use ledger_store::{
     Database, StoreError,
-    index_rows::{HISTORY_STRIDE, IndexRows, KeyRow, key_run, positions_of},
+    index_rows::{HISTORY_STRIDE, IndexRows, KeyRow, key_rows_of, key_run, positions_of},
 };
 use uuid::Uuid;
 
@@ -80,12 +80,11 @@ impl Indexes {
         if event.position > self.checkpoint {
             return;
         }
-        let row = key_row(event);
         let run = key_run(event.position) as usize;
         if self.runs.len() <= run {
             self.runs.resize(run + 1, Sum::default());
         }
-        self.runs[run].add(&row);
+        key_rows_of(event).for_each(|row| self.runs[run].add(&row));
         if let Some(id) = event.related_id {
             self.newest_about.insert(id.locate().2, event.position);
         }
@@ -255,9 +254,15 @@ impl Indexes {
                 break;
             }
             for event in events.iter().flatten() {
-                let row = key_row(event);
-                if !there.remove(&row) && !replay.doubts.covers(event.position) {
-                    let expected = format!("a row of key_positions for {} {}", event.key.code(), event.key.id());
+                for (index, row) in key_rows_of(event).enumerate() {
+                    if there.remove(&row) || replay.doubts.covers(event.position) {
+                        continue;
+                    }
+                    let what = match index {
+                        0 => format!("{} {}", event.key.code(), event.key.id()),
+                        _ => format!("operation {}", event.operation_id),
+                    };
+                    let expected = format!("a row of key_positions for {what}");
                     replay.findings.push(Finding::of(Kind::IndexMissing, event, expected, "no row"));
                 }
             }
@@ -313,7 +318,7 @@ impl Newer {
             Self::History(id, version) => {
                 event.account.id().uuid() == *id && u64::try_from(*version) == Ok(event.after.version)
             }
-            Self::Key(row) => key_row(event) == *row,
+            Self::Key(row) => key_rows_of(event).any(|known| known == *row),
         }
     }
 
@@ -329,10 +334,6 @@ impl Newer {
 
 fn about(finding: Finding, original: Position) -> Finding {
     Finding { expected: format!("{} for the original at {original}", finding.expected), ..finding }
-}
-
-fn key_row(event: &Event) -> KeyRow {
-    KeyRow { business: event.key.hash(), account: event.account.id().short(), position: event.position.0.cast_signed() }
 }
 
 #[cfg(test)]

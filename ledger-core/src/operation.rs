@@ -1,0 +1,105 @@
+//! Operations: the commands that a caller groups under one id, and what it takes to reverse all of them.
+
+use uuid::Uuid;
+
+use crate::{
+    account::Account,
+    command::{Action, NamedAccount},
+    event::{Event, EventType},
+    id::TransactionId,
+    key::BusinessKey,
+    log::Partition,
+};
+
+/// The business code of every event that reverses another one as a part of a compensation; its business id is the id of
+/// the reversed transaction, so that none is reversed twice.
+pub const COMPENSATION_CODE: &str = "system.compensation";
+
+/// 64 bits of BLAKE3 over an operation's id: where an index looks for its events. Two operations may share it, so whoever
+/// looks one up compares the events that are found.
+#[must_use]
+pub fn hash(operation_id: Uuid) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(b"ledger.operation.v1");
+    hasher.update(operation_id.as_bytes());
+    let bytes = hasher.finalize();
+    u64::from_be_bytes(std::array::from_fn(|index| bytes.as_bytes()[index]))
+}
+
+/// The partition that holds what is recorded of an operation beside the events.
+#[must_use]
+pub fn partition(operation_id: Uuid) -> Partition {
+    Partition::of_byte(hash(operation_id).to_be_bytes()[0])
+}
+
+/// The operation that a caller put an event under; `None` where it is one of its own.
+#[must_use]
+pub fn given(event: &Event) -> Option<Uuid> {
+    (event.operation_id != event.transaction_id.uuid()).then_some(event.operation_id)
+}
+
+/// What reverses one transaction. Its amount is whatever of it is not reversed yet when it is decided.
+#[derive(Debug, Clone)]
+pub struct Reversal {
+    /// The transaction that is reversed.
+    pub reversed: TransactionId,
+    pub account: Account,
+    pub action: Action,
+}
+
+impl Reversal {
+    /// The key that makes the reversal happen once.
+    #[must_use]
+    pub fn key(&self) -> BusinessKey {
+        BusinessKey::stored(COMPENSATION_CODE.into(), self.reversed.to_string().into())
+    }
+}
+
+/// A transaction that nothing reverses: a lock, an unlock, or the release of a freeze that another operation made, which is
+/// settled for ever.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Irreversible {
+    pub transaction_id: TransactionId,
+    pub event_type: EventType,
+}
+
+/// What reverses an operation whose events are `events`: what it froze is released, what it deducted is refunded, what it
+/// credited is taken back, in this order, so that what comes back first can be taken.
+///
+/// # Errors
+///
+/// Every transaction that nothing reverses.
+pub fn reversals(events: &[Event]) -> Result<Vec<Reversal>, Vec<Irreversible>> {
+    let own = |id: Option<TransactionId>| id.is_some_and(|id| events.iter().any(|event| event.transaction_id == id));
+    let mut found: [Vec<Reversal>; 3] = Default::default();
+    let mut irreversible = Vec::new();
+    for event in events.iter().filter(|event| &**event.key.code() != COMPENSATION_CODE) {
+        let reversal = |action| Reversal { reversed: event.transaction_id, account: event.account.clone(), action };
+        let take_back = || {
+            let amount = event.amount.expect("a credit and a refund have amounts");
+            reversal(Action::Debit { account: event.account.clone(), amount })
+        };
+        let named = NamedAccount::default();
+        // What a capture released of its freeze cannot be held again either.
+        let releases = event.event_type == EventType::Unfrozen || event.released > 0;
+        match event.event_type {
+            _ if releases && !own(event.related_id) => {
+                irreversible
+                    .push(Irreversible { transaction_id: event.transaction_id, event_type: event.event_type });
+            }
+            // Its original is reversed by whatever remains of it.
+            EventType::Unfrozen => {}
+            EventType::Refunded if own(event.related_id) => {}
+            EventType::Frozen => {
+                found[0].push(reversal(Action::Unfreeze { freeze: event.transaction_id, named, amount: None }));
+            }
+            EventType::Deducted => {
+                found[1].push(reversal(Action::Refund { debit: event.transaction_id, named, amount: None }));
+            }
+            EventType::Credited | EventType::Refunded => found[2].push(take_back()),
+            EventType::Locked | EventType::Unlocked => irreversible
+                .push(Irreversible { transaction_id: event.transaction_id, event_type: event.event_type }),
+        }
+    }
+    if irreversible.is_empty() { Ok(found.into_iter().flatten().collect()) } else { Err(irreversible) }
+}

@@ -1,0 +1,267 @@
+//! Operations: what was recorded under one id, the flows that callers describe, and the reversal of all of it.
+
+use std::{future::Future, sync::Arc};
+
+use ledger_core::{
+    Account, BusinessKey, Command, Event, PARTITIONS, Position, Provenance, Rejection, Timestamp, TransactionId,
+    operation::{self, Reversal},
+};
+use serde::{Deserialize, Serialize};
+use sqlx::{PgConnection, SqliteConnection};
+use uuid::Uuid;
+
+use crate::{
+    Database, Ledger, StoreError, Unavailable,
+    batch::{Answer, Ask, Compensate},
+    beside::Table,
+    ledger::{failed, unavailable},
+    refusals::{self, Refusal, Time},
+};
+
+/// The most transactions that are reversed at once: as many as an atomic batch has.
+pub const REVERSALS_MAX: usize = 10_000;
+
+const COMPENSATIONS: Table = Table {
+    name: "compensations",
+    columns: &["partition", "operation_id", "compensated_at", "request_id", "actor", "reason"],
+};
+
+const RECORDS: Table = Table {
+    name: "operation_records",
+    columns: &["partition", "number", "operation_id", "recorded_at", "name", "status", "data", "request_id", "actor"],
+};
+
+/// That an operation was reversed as a whole, and who asked for it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Compensation {
+    pub partition: u8,
+    pub operation_id: Uuid,
+    pub compensated_at: Time,
+    pub request_id: String,
+    pub actor: String,
+    pub reason: String,
+}
+
+/// A row of a flow: its opening (number 0), or what became of a step.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    pub partition: u8,
+    pub number: u32,
+    pub operation_id: Uuid,
+    pub recorded_at: Time,
+    /// The flow's name at number 0, else the step's.
+    pub name: String,
+    pub status: String,
+    /// A JSON object, as its very text.
+    pub data: Option<String>,
+    pub request_id: String,
+    pub actor: String,
+}
+
+/// Everything that is known of an operation.
+#[derive(Debug, Clone)]
+pub struct Operation {
+    pub id: Uuid,
+    /// In the order in which they were recorded.
+    pub events: Vec<Event>,
+    /// The newest first.
+    pub refusals: Vec<Refusal>,
+    /// In order.
+    pub records: Vec<Record>,
+    pub compensation: Option<Compensation>,
+    /// Up to where the log was when the events were read: there are no others up to there.
+    seen: Box<[Position; PARTITIONS]>,
+}
+
+impl Operation {
+    /// Whether nothing at all is known of it.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        self.events.is_empty() && self.refusals.is_empty() && self.records.is_empty() && self.compensation.is_none()
+    }
+}
+
+/// How a compensation ended.
+#[derive(Debug, Clone)]
+pub enum Compensated {
+    /// Everything that was open is reversed by these events.
+    Now(Vec<Arc<Event>>),
+    /// It was reversed before.
+    Before,
+    /// More was recorded under the operation since it was read.
+    ReadAgain,
+    /// Nothing was done: these reversals, by their index, are refused.
+    Refused(Vec<(usize, Rejection)>),
+}
+
+/// Who asks for a compensation, and why.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    pub request_id: Arc<str>,
+    pub actor: Arc<str>,
+    pub reason: Arc<str>,
+    pub at: Timestamp,
+}
+
+impl Ledger {
+    /// Everything that is known of an operation. Its events are exact: all that was recorded before this was called.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
+    pub async fn operation(&self, id: Uuid) -> Result<Operation, Unavailable> {
+        let hash = operation::hash(id);
+        let (mut places, seen) = match self.ask(Ask::Operation(hash), 1).await {
+            Answer::Operation(places, seen) => (places, seen),
+            other => return Err(unavailable(&other)),
+        };
+        // After the tail: what it lets go of meanwhile is in the index by then.
+        places.extend(self.reading(self.database.business_positions(hash)).await?);
+        if let Some(own) = TransactionId::from_uuid(id) {
+            // A transaction without an operation is one of its own, and others may have been put under its id.
+            let (partition, _, position) = own.locate();
+            places.push((partition, position));
+        }
+        places.sort_unstable();
+        places.dedup();
+        let mut events = self.reading(self.database.events_at(&places)).await?;
+        events.retain(|event| event.operation_id == id && event.position <= seen[event.partition.index()]);
+        events.sort_by_key(|event| (event.recorded_at, event.partition, event.position));
+        self.refusals_settled().await;
+        Ok(Operation {
+            id,
+            events,
+            refusals: self.reading(refusals::of_operation(&self.database, id)).await?,
+            records: self.reading(self.database.operation_records(id)).await?,
+            compensation: self.reading(self.database.compensation(id)).await?,
+            seen,
+        })
+    }
+
+    /// The newest refusals of a business key, in one account or in all, the newest first.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away.
+    pub async fn refusals(&self, key: &BusinessKey, account: Option<&Account>) -> Result<Vec<Refusal>, Unavailable> {
+        self.refusals_settled().await;
+        self.reading(refusals::of_key(&self.database, key, account)).await
+    }
+
+    /// Reverses an operation as it was read, in one transaction over all of its accounts, or nothing of it. From then on
+    /// nothing more is recorded under it.
+    ///
+    /// # Errors
+    ///
+    /// When nothing is known to have been done.
+    ///
+    /// # Panics
+    ///
+    /// With more than [`REVERSALS_MAX`] reversals.
+    pub async fn compensate(
+        &self,
+        operation: &Operation,
+        reversals: &[Reversal],
+        asked: &Asked,
+    ) -> Result<Compensated, Unavailable> {
+        assert!(reversals.len() <= REVERSALS_MAX, "the caller counts them first");
+        let description: Arc<str> = "compensation of the operation".into();
+        let commands = reversals.iter().map(|reversal| Command {
+            action: reversal.action.clone(),
+            key: reversal.key(),
+            expected_version: None,
+            provenance: Provenance {
+                operation_id: Some(operation.id),
+                request_id: asked.request_id.clone(),
+                actor: asked.actor.clone(),
+                description: Some(description.clone()),
+                metadata: None,
+            },
+        });
+        let compensate = Compensate {
+            compensation: Compensation {
+                partition: operation::partition(operation.id).number(),
+                operation_id: operation.id,
+                compensated_at: Time(asked.at),
+                request_id: asked.request_id.to_string(),
+                actor: asked.actor.to_string(),
+                reason: asked.reason.to_string(),
+            },
+            reversals: commands.collect(),
+            seen: *operation.seen,
+        };
+        let weight = compensate.reversals.len().max(1);
+        match self.ask(Ask::Compensate(Box::new(compensate)), weight).await {
+            Answer::Compensated(compensated) => Ok(compensated),
+            other => Err(unavailable(&other)),
+        }
+    }
+
+    async fn reading<T>(&self, read: impl Future<Output = Result<T, StoreError>>) -> Result<T, Unavailable> {
+        read.await.map_err(|error| failed(&error))
+    }
+}
+
+impl Database {
+    /// Adds a row to a flow; false when a row of that number is there already.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be written.
+    pub async fn record_step(&self, record: Record) -> Result<bool, StoreError> {
+        let database = self.clone();
+        // A task of its own: whoever asked may go away in the middle.
+        let task = tokio::spawn(async move { RECORDS.insert(&database, &[record]).await });
+        let written = task.await.unwrap_or_else(|_| Err(StoreError::Inconsistent("a record's task ended early".into())))?;
+        Ok(written == 1)
+    }
+
+    /// The rows of a flow, in order.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be read.
+    pub async fn operation_records(&self, operation_id: Uuid) -> Result<Vec<Record>, StoreError> {
+        let partition = operation::partition(operation_id);
+        let rest = format!("where partition = {partition} and operation_id = $1{{uuid}} order by number");
+        RECORDS.select(self, &rest, &[&operation_id.to_string()]).await
+    }
+
+    /// The compensation of an operation, if it was compensated.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be read.
+    pub async fn compensation(&self, operation_id: Uuid) -> Result<Option<Compensation>, StoreError> {
+        Ok(self.compensations(&[operation_id]).await?.pop())
+    }
+
+    /// Those of some operations that were compensated.
+    pub(crate) async fn compensations(&self, operations: &[Uuid]) -> Result<Vec<Compensation>, StoreError> {
+        let mut found = Vec::new();
+        for some in operations.chunks(500) {
+            // Numbers and ids of our own making: nothing of a caller's text gets into the statement.
+            let wanted = some.iter().map(|id| format!("({}, '{id}'{{uuid}})", operation::partition(*id)));
+            let wanted = wanted.collect::<Vec<_>>().join(", ");
+            let rest = format!("where (partition, operation_id) in (values {wanted})");
+            found.extend(COMPENSATIONS.select(self, &rest, &[]).await?);
+        }
+        Ok(found)
+    }
+}
+
+/// Writes compensations in a transaction that has begun.
+pub(crate) async fn insert_on_postgres(
+    connection: &mut PgConnection,
+    compensations: &[Compensation],
+) -> Result<(), StoreError> {
+    COMPENSATIONS.insert_on_postgres(connection, compensations).await.map(drop)
+}
+
+/// Writes compensations in a transaction that has begun.
+pub(crate) async fn insert_on_sqlite(
+    connection: &mut SqliteConnection,
+    compensations: &[Compensation],
+) -> Result<(), StoreError> {
+    COMPENSATIONS.insert_on_sqlite(connection, compensations).await.map(drop)
+}
