@@ -21,6 +21,9 @@ use crate::{
     writer::Writer,
 };
 
+/// Operations that are read at once.
+const OPERATION_READS_MAX: usize = 6;
+
 /// The clock that events are recorded by.
 pub type Clock = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
@@ -95,6 +98,8 @@ pub struct Ledger {
     queue: mpsc::UnboundedSender<Request>,
     room: Arc<Semaphore>,
     published: Arc<Published>,
+    /// Operations that may be read at once: each takes some statements, and all share the connections for reading.
+    pub(crate) operation_reads: Arc<Semaphore>,
     stop: watch::Sender<bool>,
     writer: Arc<Mutex<Option<JoinHandle<()>>>>,
     /// Writes the refusals; ends after the writer.
@@ -137,6 +142,7 @@ impl Ledger {
             queue,
             room: Arc::new(Semaphore::new(options.queue_commands_max)),
             published,
+            operation_reads: Arc::new(Semaphore::new(OPERATION_READS_MAX)),
             stop,
             writer: Arc::new(Mutex::new(Some(writer))),
             recorder: Arc::new(Mutex::new(Some(recorder))),

@@ -110,6 +110,7 @@ impl Ledger {
     ///
     /// When the database is away.
     pub async fn operation(&self, id: Uuid) -> Result<Operation, Unavailable> {
+        let _turn = self.operation_reads.acquire().await.map_err(|_| Unavailable::Stopping)?;
         let hash = operation::hash(id);
         let (mut places, seen) = match self.ask(Ask::Operation(hash), 1).await {
             Answer::Operation(places, seen) => (places, seen),

@@ -36,13 +36,15 @@ const POOL_MAX: u32 = 12;
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// What every session is set to. A session whose client is gone must not hold locks for long, and a statement must not
-/// wait for ever for a lock that such a session holds.
-const SESSION: [(&str, &str); 5] = [
+/// wait for ever for a lock that such a session holds. The planner guesses thousands of rows where look-ups find a few, and
+/// would compile them, which takes a hundred times as long as to run them.
+const SESSION: [(&str, &str); 6] = [
     ("lock_timeout", "5s"),
     ("idle_in_transaction_session_timeout", "10s"),
     ("tcp_keepalives_idle", "10"),
     ("tcp_user_timeout", "15s"),
     ("timezone", "UTC"),
+    ("jit", "off"),
 ];
 
 /// A PostgreSQL database that holds a ledger.
