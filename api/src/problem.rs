@@ -155,7 +155,8 @@ impl Problem {
 
     /// An operation that cannot be reversed as a whole: what is in the way, transaction by transaction.
     pub(crate) fn compensation_refused(problems: impl IntoIterator<Item = Value>) -> Self {
-        let detail = "not all of the operation can be reversed, so nothing of it was; problems names what is in the way";
+        let detail =
+            "not all of the operation can be reversed, so nothing of it was; problems names what is in the way";
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "compensation_refused", detail)
             .with("problems", problems.into_iter().collect::<Vec<_>>())
     }

@@ -84,8 +84,7 @@ pub fn reversals(events: &[Event]) -> Result<Vec<Reversal>, Vec<Irreversible>> {
         let releases = event.event_type == EventType::Unfrozen || event.released > 0;
         match event.event_type {
             _ if releases && !own(event.related_id) => {
-                irreversible
-                    .push(Irreversible { transaction_id: event.transaction_id, event_type: event.event_type });
+                irreversible.push(Irreversible { transaction_id: event.transaction_id, event_type: event.event_type });
             }
             // Its original is reversed by whatever remains of it.
             EventType::Unfrozen => {}
@@ -97,8 +96,9 @@ pub fn reversals(events: &[Event]) -> Result<Vec<Reversal>, Vec<Irreversible>> {
                 found[1].push(reversal(Action::Refund { debit: event.transaction_id, named, amount: None }));
             }
             EventType::Credited | EventType::Refunded => found[2].push(take_back()),
-            EventType::Locked | EventType::Unlocked => irreversible
-                .push(Irreversible { transaction_id: event.transaction_id, event_type: event.event_type }),
+            EventType::Locked | EventType::Unlocked => {
+                irreversible.push(Irreversible { transaction_id: event.transaction_id, event_type: event.event_type });
+            }
         }
     }
     if irreversible.is_empty() { Ok(found.into_iter().flatten().collect()) } else { Err(irreversible) }

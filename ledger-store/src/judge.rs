@@ -5,8 +5,8 @@ use std::sync::Arc;
 use foldhash::HashSet;
 
 use ledger_core::{
-    Account, Action, BatchMark, Command, Event, OriginalKind, Partition, Position, Rejection, Situation, Slot, Timestamp,
-    TransactionId, decide, operation, repeats,
+    Account, Action, BatchMark, Command, Event, OriginalKind, Partition, Position, Rejection, Situation, Slot,
+    Timestamp, TransactionId, decide, operation, repeats,
 };
 use uuid::Uuid;
 

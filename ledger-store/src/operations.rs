@@ -213,7 +213,8 @@ impl Database {
         let database = self.clone();
         // A task of its own: whoever asked may go away in the middle.
         let task = tokio::spawn(async move { RECORDS.insert(&database, &[record]).await });
-        let written = task.await.unwrap_or_else(|_| Err(StoreError::Inconsistent("a record's task ended early".into())))?;
+        let written =
+            task.await.unwrap_or_else(|_| Err(StoreError::Inconsistent("a record's task ended early".into())))?;
         Ok(written == 1)
     }
 

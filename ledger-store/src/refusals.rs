@@ -255,8 +255,9 @@ async fn until_told(stop: &mut watch::Receiver<bool>) {
 /// The newest refusals of commands that their callers put under an operation, newest first.
 pub(crate) async fn of_operation(database: &Database, operation_id: Uuid) -> Result<Vec<Refusal>, StoreError> {
     let every = &*EVERY_PARTITION;
-    let rest =
-        format!("where {every} and operation_id = $1{{uuid}} order by refused_at desc, refusal_id desc limit {READ_MAX}");
+    let rest = format!(
+        "where {every} and operation_id = $1{{uuid}} order by refused_at desc, refusal_id desc limit {READ_MAX}"
+    );
     TABLE.select(database, &rest, &[&operation_id.to_string()]).await
 }
 

@@ -62,7 +62,10 @@ async fn a_caller_who_timed_out_finds_out_what_became_of_the_command(database: N
     service.credit("ann", 10, "more").await;
     service.post("/v1/debits", &body("ann", 61, "order.pay", "2", refused)).await.expect(201);
     let found = operation(&service, refused).await;
-    assert_eq!((&found["status"], &found["refusals"][0]["code"]), (&json!("completed"), &json!("insufficient_balance")));
+    assert_eq!(
+        (&found["status"], &found["refusals"][0]["code"]),
+        (&json!("completed"), &json!("insufficient_balance"))
+    );
 
     // In a batch that is refused every command finds its end.
     let batch = Uuid::new_v4();
@@ -83,7 +86,8 @@ async fn a_caller_who_timed_out_finds_out_what_became_of_the_command(database: N
     assert_eq!(codes, BTreeMap::from([("4", "batch_rejected"), ("5", "insufficient_balance")]));
     // One that never named its account is found by its freeze, too.
     let freeze = service.post("/v1/freezes", &body("ann", 5, "hold", "6", Uuid::new_v4())).await.expect(201);
-    let capture = json!({ "freeze_id": freeze["transaction_id"], "amount": 6, "business_code": "hold.pay", "business_id": "6" });
+    let capture =
+        json!({ "freeze_id": freeze["transaction_id"], "amount": 6, "business_code": "hold.pay", "business_id": "6" });
     service.post("/v1/debits", &capture).await.expect(422);
     assert_eq!(by_key(&service, "ann", "hold.pay", "6").await["refusals"][0]["figures"]["remaining"], 5);
     let own = freeze["operation_id"].as_str().expect("an id").parse().expect("an id");
@@ -97,7 +101,8 @@ async fn a_caller_who_timed_out_finds_out_what_became_of_the_command(database: N
 async fn a_flow_says_by_its_steps_how_far_it_is(database: NewDatabase) {
     let service = Service::start(&database.url, &[]);
     let id = Uuid::new_v4();
-    let flow = json!({ "operation_id": id, "name": "order.checkout", "steps": ["reserve", "pay"], "description": "an order" });
+    let flow =
+        json!({ "operation_id": id, "name": "order.checkout", "steps": ["reserve", "pay"], "description": "an order" });
     let opened = service.post("/v1/operations", &flow).await;
     assert_eq!(opened.headers["location"], format!("/v1/operations/{id}"));
     let opened = opened.expect(201);
@@ -185,7 +190,9 @@ async fn an_order_half_done_is_reversed_whole_and_once(database: NewDatabase) {
         .expect("a list")
         .iter()
         .filter(|transaction| transaction["business_code"] == "system.compensation")
-        .map(|transaction| (transaction["type"].as_str().expect("a type"), transaction["amount"].as_u64().expect("one")))
+        .map(|transaction| {
+            (transaction["type"].as_str().expect("a type"), transaction["amount"].as_u64().expect("one"))
+        })
         .collect();
     let mut sorted = marks;
     sorted.sort_unstable();
@@ -201,7 +208,8 @@ async fn what_cannot_be_reversed_whole_is_refused_whole(database: NewDatabase) {
     assert_eq!(service.post(&path, &json!({})).await.expect(404)["code"], "operation_not_found");
     service.post("/v1/debits", &body("ann", 30, "order.pay", "1", id)).await.expect(201);
     let bonus = service.post("/v1/credits", &body("bob", 10, "order.bonus", "2", id)).await.expect(201);
-    let spent = json!({ "user_id": "bob", "credit_type": "points", "amount": 4, "business_code": "spend", "business_id": "3" });
+    let spent =
+        json!({ "user_id": "bob", "credit_type": "points", "amount": 4, "business_code": "spend", "business_id": "3" });
     let spent = service.post("/v1/debits", &spent).await.expect(201);
     let refused = service.post(&path, &json!({})).await.expect(422);
     assert_eq!(refused["code"], "compensation_refused");
@@ -288,12 +296,14 @@ async fn orders(service: &Service, count: usize) -> Vec<Uuid> {
             .enumerate()
             .flat_map(|(n, id)| {
                 let n = chunk * 100 + n;
-                [("debit", 7), ("debit", 11), ("freeze", 13)].into_iter().enumerate().map(move |(step, (kind, amount))| {
-                    let user = format!("u{}", (n + step * 17) % 50);
-                    let mut command = body(&user, amount, &format!("order.{step}"), &n.to_string(), *id);
-                    command["type"] = json!(kind);
-                    command
-                })
+                [("debit", 7), ("debit", 11), ("freeze", 13)].into_iter().enumerate().map(
+                    move |(step, (kind, amount))| {
+                        let user = format!("u{}", (n + step * 17) % 50);
+                        let mut command = body(&user, amount, &format!("order.{step}"), &n.to_string(), *id);
+                        command["type"] = json!(kind);
+                        command
+                    },
+                )
             })
             .collect();
         service.post("/v1/batches", &json!({ "commands": commands })).await.expect(201);

@@ -210,8 +210,6 @@ fn answer(is_new: bool, operation: &Operation) -> Response {
     }
     let mut response = json(StatusCode::CREATED, document(operation));
     let location = format!("/v1/operations/{}", operation.id);
-    response
-        .headers_mut()
-        .insert(header::LOCATION, HeaderValue::from_str(&location).expect("an id is plain text"));
+    response.headers_mut().insert(header::LOCATION, HeaderValue::from_str(&location).expect("an id is plain text"));
     response
 }
