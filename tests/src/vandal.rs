@@ -132,6 +132,7 @@ impl Vandal {
             ("available", event.after.available().to_string()),
             ("recorded_at", text(Some(event.recorded_at.to_string()))),
             ("transaction_id", text(Some(event.transaction_id.to_string()))),
+            ("operation_id", text(Some(event.operation_id.to_string()))),
             ("related_id", text(event.related_id.map(|id| id.to_string()))),
             ("batch_id", text(mark.map(|mark| mark.id.to_string()))),
             ("batch_size", number(mark.map(|mark| mark.size.into()))),

@@ -51,7 +51,13 @@ pub(crate) fn only_against_an_anchor(case: Case) -> Case {
 
 /// Gives an event the id that its content must have.
 pub(crate) fn with_its_own_id(event: &mut Event) {
-    event.transaction_id = TransactionId::derive(&event.account, event.epoch, event.position, &event.key);
+    with_id(event, TransactionId::derive(&event.account, event.epoch, event.position, &event.key));
+}
+
+/// Gives an event an id. Its operation is it alone, still.
+pub(crate) fn with_id(event: &mut Event, id: TransactionId) {
+    event.transaction_id = id;
+    event.operation_id = id.uuid();
 }
 
 /// Whether the findings are those, and nothing else but consequences: rows of read models that follow from a damaged log,

@@ -3,7 +3,7 @@
 use ledger_core::{Amount, Epoch, Position, TransactionId};
 
 use crate::{
-    case::{Case, lie, only_against_an_anchor, sql, with_its_own_id},
+    case::{Case, lie, only_against_an_anchor, sql, with_id, with_its_own_id},
     ledger::{Ledger, NEWEST},
 };
 
@@ -135,10 +135,11 @@ pub(crate) fn of_the_log(ledger: &Ledger) -> Vec<Case> {
             "another id",
             5,
             |event, _| {
-                event.transaction_id = TransactionId::derive(&event.account, Epoch(7), event.position, &event.key);
+                with_id(event, TransactionId::derive(&event.account, Epoch(7), event.position, &event.key));
             },
             &at("id_mismatch", 5),
         ),
+        lie("another operation", 5, |event, all| event.operation_id = all[0].operation_id, &at("index_missing", 5)),
         lie("time running backwards", 5, |event, all| event.recorded_at = all[0].recorded_at, &at("order_mismatch", 5)),
         lie(
             "an epoch that no restore began",
