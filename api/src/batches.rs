@@ -37,8 +37,9 @@ pub(crate) async fn run(
     }
     let content = content::read(&service.bodies, &headers, body, BATCH_BYTES_MAX).await?;
     // Reading megabytes takes long enough to hold up the requests of this thread: they go to another one.
-    let batch = tokio::task::block_in_place(|| Batch::read(&content, &origin))?;
+    let mut batch = tokio::task::block_in_place(|| Batch::read(&content, &origin))?;
     drop(content);
+    batch.apply_lifetimes(&service).await?;
     let left = match &batch {
         Batch::Atomic(commands) => service.limits.take(&origin.caller, &service.database, commands).await?,
         Batch::Each(_) => None,
@@ -68,6 +69,27 @@ impl Batch {
             .enumerate()
             .map(|(index, element)| parse(element, origin).map_err(|problem| problem.inside(index)));
         Ok(if atomic { Self::Atomic(commands.collect::<Result<_, _>>()?) } else { Self::Each(commands.collect()) })
+    }
+
+    /// Bounds how long freezes may stay open.
+    async fn apply_lifetimes(&mut self, service: &Service) -> Result<(), Problem> {
+        match self {
+            Self::Atomic(commands) => {
+                for (index, command) in commands.iter_mut().enumerate() {
+                    let applied = service.lifetimes.apply(&service.ledger, command).await;
+                    applied.map_err(|problem| problem.inside(index))?;
+                }
+            }
+            Self::Each(commands) => {
+                for (index, command) in commands.iter_mut().enumerate() {
+                    let Ok(sound) = command else { continue };
+                    if let Err(problem) = service.lifetimes.apply(&service.ledger, sound).await {
+                        *command = Err(problem.inside(index));
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 }
 

@@ -18,6 +18,7 @@ use crate::{
     access::Scope,
     body::{self, Fields, missing},
     content,
+    lifetime::LIFETIME_SECONDS_MAX,
     problem::Problem,
     request::{Origin, if_match, json},
     service::Service,
@@ -28,9 +29,6 @@ pub(crate) const COMMAND_BYTES_MAX: usize = 64 * 1024;
 
 /// Most transactions are no longer than this as JSON, in bytes.
 pub(crate) const TRANSACTION_BYTES: usize = 1_024;
-
-/// The longest time after which a freeze can expire: a hundred years, in seconds.
-const EXPIRY_SECONDS_MAX: u64 = 100 * 366 * 24 * 60 * 60;
 
 /// Every field that a command can have; `type` is a batch's.
 pub(crate) const COMMAND_FIELDS: &[&str] = &[
@@ -193,8 +191,8 @@ fn read_expiry(fields: &Fields<'_>) -> Result<Option<Expiry>, Problem> {
         (Some(at), None) => Timestamp::parse(&at)
             .map(|at| Some(Expiry::At(at)))
             .ok_or_else(|| Problem::invalid("expires_at", "must be a time such as 2026-11-20T12:00:00Z (RFC 3339)")),
-        (None, Some(seconds)) if !(1..=EXPIRY_SECONDS_MAX).contains(&seconds) => {
-            Err(Problem::invalid("expires_in_seconds", format!("must be from 1 to {EXPIRY_SECONDS_MAX}")))
+        (None, Some(seconds)) if !(1..=LIFETIME_SECONDS_MAX).contains(&seconds) => {
+            Err(Problem::invalid("expires_in_seconds", format!("must be from 1 to {LIFETIME_SECONDS_MAX}")))
         }
         (None, Some(seconds)) => Ok(Some(Expiry::InSeconds(seconds))),
         (None, None) => Ok(None),
@@ -258,6 +256,7 @@ async fn run(
     // What it said is in the command now; its room is for others while this one waits.
     drop(content);
     insist(&mut command, if_match(headers)?)?;
+    service.lifetimes.apply(&service.ledger, &mut command).await?;
     let left = service.limits.take(&origin.caller, &service.database, std::slice::from_ref(&command)).await?;
     let began = std::time::Instant::now();
     let mut outcome = execute(service, command).await;

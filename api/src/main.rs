@@ -12,9 +12,11 @@ mod content;
 mod cursor;
 mod docs;
 mod events;
+mod expiry;
 mod freezes;
 mod health;
 mod keys;
+mod lifetime;
 mod limits;
 mod nats;
 mod operations;
@@ -51,6 +53,7 @@ use access::Access;
 use alerts::{Alerts, Delivery, Targets};
 use breaker::{Breaker, Position};
 use content::Room;
+use expiry::{Expiry, OrderStatus};
 use limits::Limits;
 use service::{Parts, Service};
 use settings::{Settings, Task};
@@ -143,6 +146,8 @@ async fn close_breaker(service: Service) {
 }
 
 async fn run(settings: Settings) -> Result<(), String> {
+    let lifetimes = settings.lifetimes()?;
+    let orders = settings.order_status()?;
     let metrics = keep_metrics()?;
     let webhook = settings.webhook()?;
     let database = Database::open(&settings.database_url).await.map_err(|error| chain(&error))?;
@@ -167,6 +172,11 @@ async fn run(settings: Settings) -> Result<(), String> {
         Some(_) => "NATS          on",
         None => "NATS          off (--nats-url nats://HOST:4222 turns it on)",
     });
+    tell(&match &orders {
+        Some(orders) => format!("expiry        on, asks {}", orders.describe()),
+        None => "expiry        on (--order-status-url asks about the order first)".to_owned(),
+    });
+    let orders = orders.map(OrderStatus::new).transpose()?;
 
     let listener = TcpListener::bind(settings.listen)
         .await
@@ -185,6 +195,7 @@ async fn run(settings: Settings) -> Result<(), String> {
         metrics,
         access: access.clone(),
         limits: Limits::new(settings.rate_limit),
+        lifetimes,
         alerts,
         breaker: Breaker::default(),
         deadline: settings.deadline(),
@@ -193,6 +204,7 @@ async fn run(settings: Settings) -> Result<(), String> {
         stopping: stopping.clone(),
     });
     let watch = tokio::spawn(close_breaker(service.clone()));
+    let expiry = Expiry::start(ledger.clone(), database.clone(), service.alerts.clone(), orders);
     // Before the address is told: whoever reads it may stop the service at once.
     let mut terminate =
         signal(SignalKind::terminate()).map_err(|error| format!("cannot watch for signals: {error}"))?;
@@ -221,6 +233,7 @@ async fn run(settings: Settings) -> Result<(), String> {
     let _ = server.await;
     freshness.abort();
     watch.abort();
+    expiry.stop().await;
     ledger.stop().await;
     if let Some(publisher) = publisher {
         publisher.stop().await;

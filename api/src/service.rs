@@ -16,7 +16,7 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{access::Access, alerts::Alerts, breaker::Breaker, content::Room, limits::Limits};
+use crate::{access::Access, alerts::Alerts, breaker::Breaker, content::Room, lifetime::Lifetimes, limits::Limits};
 
 /// How long a read waits for the read models to hold what was written before it.
 const READ_MODEL_PATIENCE: Duration = Duration::from_millis(500);
@@ -48,6 +48,7 @@ pub(crate) struct Parts {
     /// Who may call.
     pub(crate) access: Arc<Access>,
     pub(crate) limits: Limits,
+    pub(crate) lifetimes: Lifetimes,
     pub(crate) alerts: Alerts,
     pub(crate) breaker: Breaker,
     /// How long a request may take, in all.

@@ -4,7 +4,13 @@ use std::{net::SocketAddr, time::Duration};
 
 use clap::{Parser, Subcommand};
 
-use crate::{alerts::Webhook, keys::KeysCommand, limits::Rate};
+use crate::{
+    alerts::Webhook,
+    expiry::Template,
+    keys::KeysCommand,
+    lifetime::{LIFETIME_SECONDS_MAX, Lifetimes},
+    limits::Rate,
+};
 
 /// The credit ledger's HTTP service. Without arguments it keeps its data in ./ledger.db and listens on 127.0.0.1:8080.
 #[derive(Debug, Parser)]
@@ -39,6 +45,16 @@ pub(crate) struct Settings {
     /// list of processes.
     #[arg(long, env, hide_env_values = true)]
     pub(crate) alert_webhook_secret: Option<String>,
+    /// After how many seconds a freeze expires that asks for no expiry itself. Left out: it stays open.
+    #[arg(long, env, value_parser = clap::value_parser!(u64).range(1..=LIFETIME_SECONDS_MAX))]
+    pub(crate) freeze_lifetime: Option<u64>,
+    /// The longest time after which a freeze may expire, in seconds; one that asks for longer is refused.
+    #[arg(long, env, default_value_t = LIFETIME_SECONDS_MAX, value_parser = clap::value_parser!(u64).range(1..=LIFETIME_SECONDS_MAX))]
+    pub(crate) freeze_lifetime_max: u64,
+    /// Ask this URL what became of an order before its freeze is released: `https://shop.example/orders/{business_id}`, where
+    /// {business_code} and {user_id} may stand, too. It answers `{"status": "…"}`; `completed` and `paid` keep the freeze.
+    #[arg(long, env, hide_env_values = true)]
+    pub(crate) order_status_url: Option<String>,
     /// How the log is written.
     #[arg(long, env, default_value = "text", value_parser = ["text", "json"])]
     pub(crate) log_format: String,
@@ -89,6 +105,16 @@ impl Settings {
             (None, Some(_)) => Err("--alert-webhook-secret signs nothing without --alert-webhook-url".to_owned()),
             (None, None) => Ok(None),
         }
+    }
+
+    /// How long freezes may stay open.
+    pub(crate) fn lifetimes(&self) -> Result<Lifetimes, String> {
+        Lifetimes::new(self.freeze_lifetime, self.freeze_lifetime_max)
+    }
+
+    /// Where to ask what became of an order, if anywhere.
+    pub(crate) fn order_status(&self) -> Result<Option<Template>, String> {
+        self.order_status_url.as_deref().filter(|url| !url.is_empty()).map(Template::parse).transpose()
     }
 
     /// What forbids to start, in one line, by whether there is an API key that opens anything.

@@ -10,6 +10,9 @@ use serde::{Serialize, Serializer};
 pub struct Timestamp(i64);
 
 impl Timestamp {
+    /// 1970-01-01T00:00:00Z, the earliest that there is.
+    pub const EPOCH: Self = Self(0);
+
     /// The instant `micros` microseconds after the Unix epoch; `None` outside the years 1970 to 9999, which RFC 3339
     /// cannot write or no ledger has seen.
     #[must_use]

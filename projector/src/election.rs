@@ -8,23 +8,33 @@ use sqlx::{Connection, PgConnection};
 
 /// What there is one of.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Office {
+pub enum Office {
+    /// Keeps the read models up to date.
     Runner = 1,
+    /// Publishes to NATS.
     Publisher = 3,
+    /// Releases freezes that are due.
+    Expiry = 4,
 }
 
 /// The numbers of the ledger's advisory locks begin with these bytes ("ledger"), so that they meet no one else's.
 pub(crate) const LOCK_BASE: i64 = 0x006c_6564_6765_7200;
 
 /// A candidate, and the session by which it holds the lock.
-pub(crate) struct Election {
+#[derive(Debug)]
+pub struct Election {
     session: Option<PgConnection>,
     lock: i64,
     held: bool,
 }
 
 impl Election {
-    pub(crate) async fn stand(database: &Database, office: Office) -> Result<Self, StoreError> {
+    /// Becomes a candidate.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be reached.
+    pub async fn stand(database: &Database, office: Office) -> Result<Self, StoreError> {
         let session = match database {
             Database::Postgres(database) => Some(PgConnection::connect_with(database.connect_options()).await?),
             Database::Sqlite(_) => None,
@@ -32,8 +42,12 @@ impl Election {
         Ok(Self { session, lock: LOCK_BASE + office as i64, held: false })
     }
 
-    /// Whether this candidate is elected; an error when its session died, and the lock with it.
-    pub(crate) async fn won(&mut self) -> Result<bool, StoreError> {
+    /// Whether this candidate is elected.
+    ///
+    /// # Errors
+    ///
+    /// When its session died, and the lock with it.
+    pub async fn won(&mut self) -> Result<bool, StoreError> {
         let Some(session) = &mut self.session else { return Ok(true) };
         if self.held {
             session.ping().await?;

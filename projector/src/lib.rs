@@ -5,7 +5,8 @@
 
 pub mod balances;
 pub mod checkpoint;
-mod election;
+pub mod due;
+pub mod election;
 mod fold;
 pub mod freezes;
 mod postgres;

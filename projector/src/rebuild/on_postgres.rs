@@ -42,6 +42,7 @@ const INDEX: [(ReadModel, &str); 2] = [
         ReadModel::Freezes,
         "alter table freezes_next add constraint freezes_next_pkey primary key (partition, position);
          create index freezes_next_of_account on freezes_next (partition, account_id, position);
+         create index freezes_next_due on freezes_next (partition, expires_at, position) where expires_at is not null;
          analyze freezes_next;",
     ),
 ];
@@ -60,6 +61,7 @@ const SWITCH: [(ReadModel, &str); 2] = [
         "alter table freezes rename to freezes_old;
          alter index if exists freezes_pkey rename to freezes_old_pkey;
          alter index if exists freezes_of_account rename to freezes_old_of_account;
+         alter index if exists freezes_due rename to freezes_old_due;
          alter table freezes_next rename to freezes;
          alter index freezes_next_pkey rename to freezes_pkey;
          alter index freezes_next_of_account rename to freezes_of_account;",

@@ -33,6 +33,11 @@ const BEGIN_WAIT: Duration = Duration::from_secs(60);
 /// How long the connection waits otherwise, in milliseconds.
 const USUAL_TIMEOUT: &str = "pragma busy_timeout = 10000";
 const SQLITE_BUSY: u32 = 5;
+/// The indexes of `freezes`: their first names, and what they are on.
+const FREEZES_INDEXES: [(&str, &str); 2] = [
+    ("freezes_of_account", "(partition, account_id, position)"),
+    ("freezes_due", "(partition, expires_at, position) where expires_at is not null"),
+];
 /// The least pause while others write.
 const PAUSE_MIN: Duration = Duration::from_millis(2);
 
@@ -76,18 +81,19 @@ async fn create_tables(connection: &mut SqliteConnection, models: &[ReadModel]) 
         sqlx::query(AssertSqlSafe(format!("create table {table}_next {columns}"))).execute(&mut *connection).await?;
     }
     if models.contains(&ReadModel::Freezes) {
-        // Made at once, not after the tables were filled: that would be one long transaction. SQLite cannot rename an
-        // index, so two names take turns.
-        let served: Option<String> = sqlx::query_scalar(
-            "select name from sqlite_master where type = 'index' and tbl_name = 'freezes' and sql is not null",
-        )
-        .fetch_optional(&mut *connection)
-        .await?;
-        let is_first = served.as_deref() == Some("freezes_of_account");
-        let index = if is_first { "freezes_of_account_b" } else { "freezes_of_account" };
-        sqlx::query(AssertSqlSafe(format!("create index {index} on freezes_next (partition, account_id, position)")))
-            .execute(connection)
-            .await?;
+        // Made at once, not after the tables were filled: that would be one long transaction.
+        for (index, on) in FREEZES_INDEXES {
+            // SQLite cannot rename an index, so two names take turns.
+            let is_taken: bool =
+                sqlx::query_scalar("select exists (select 1 from sqlite_master where type = 'index' and name = ?)")
+                    .bind(index)
+                    .fetch_one(&mut *connection)
+                    .await?;
+            let turn = if is_taken { "_b" } else { "" };
+            sqlx::query(AssertSqlSafe(format!("create index {index}{turn} on freezes_next {on}")))
+                .execute(&mut *connection)
+                .await?;
+        }
     }
     Ok(true)
 }
