@@ -150,8 +150,12 @@ fn read(status: StatusCode, body: &[u8]) -> Result<Order, String> {
     match status {
         StatusCode::NOT_FOUND => Ok(Order::NotPaid),
         StatusCode::OK => {
-            let answer: Answer =
-                serde_json::from_slice(body).map_err(|_| "its answer is not JSON with a text as status".to_owned())?;
+            // serde takes an array for a struct, too.
+            let is_object = body.trim_ascii_start().starts_with(b"{");
+            let answer: Answer = serde_json::from_slice(body)
+                .ok()
+                .filter(|_| is_object)
+                .ok_or("its answer is not a JSON object with a text as status")?;
             let order = answer.status.trim().to_ascii_lowercase();
             if order.is_empty() {
                 return Err("the status in its answer is empty".to_owned());
@@ -223,6 +227,8 @@ mod tests {
             (200, r#"{"status":7}"#),
             (200, r#"{"status":" "}"#),
             (200, r#"{"state":"paid"}"#),
+            (200, r#"["cancelled"]"#),
+            (200, r#"{"status":"paid","status":"cancelled"}"#),
             (200, "<html>"),
             (204, ""),
             (302, ""),

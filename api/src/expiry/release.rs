@@ -35,9 +35,10 @@ const ASKED_AT_ONCE: usize = 16;
 /// After so many orders in a row that nothing was found out about, the order system is let alone for a while.
 const UNKNOWN_IN_A_ROW: usize = 2 * ASKED_AT_ONCE;
 const REST: Duration = Duration::from_secs(1);
-const REST_MAX: Duration = Duration::from_secs(60);
-/// A person is told after so many tries.
+const REST_MAX: Duration = Duration::from_secs(30);
+/// A person is told after so many tries of one freeze, or so many rests.
 const TOLD_AFTER: u32 = 5;
+const TOLD_AFTER_RESTS: u32 = 3;
 
 /// Releases freezes, and remembers those that it could not release.
 pub(super) struct Releaser {
@@ -125,6 +126,7 @@ impl Releaser {
                 return (released, false);
             }
             let some: Vec<_> = left.by_ref().take(ASKED_AT_ONCE).collect();
+            let mut last = None;
             for (event, order) in some.iter().zip(self.ask(&some).await) {
                 match order {
                     Order::NotPaid => {
@@ -135,12 +137,20 @@ impl Releaser {
                         self.answered();
                         self.keep(event, &status);
                     }
-                    Order::Unknown(why) => self.not_known(event, &why),
+                    Order::Unknown(why) => {
+                        self.not_known(event, &why);
+                        last = Some((event, why));
+                    }
                 }
             }
-            if self.unknown >= UNKNOWN_IN_A_ROW {
+            if let Some((event, why)) = last
+                && self.unknown >= UNKNOWN_IN_A_ROW
+            {
                 self.rest_until = Some(Instant::now() + backoff(REST, REST_MAX, self.rests));
                 self.rests += 1;
+                if self.rests >= TOLD_AFTER_RESTS {
+                    self.tell_unreachable(event, &why);
+                }
             }
         }
         (released, true)
@@ -152,6 +162,10 @@ impl Releaser {
     }
 
     fn answered(&mut self) {
+        if self.rests > 0 {
+            // Whoever waits for it need not wait for its own pause.
+            self.waiting.hasten(Why::Unknown);
+        }
         (self.unknown, self.rests, self.rest_until, self.unreachable_told) = (0, 0, None, false);
     }
 
@@ -178,20 +192,25 @@ impl Releaser {
         metrics::counter!("ledger_expiry_failures_total", "reason" => "order_status").increment(1);
         let place = (event.partition, event.position);
         let tries = self.postpone(place, Why::Unknown, expiry(event));
-        if tries.is_none_or(|tries| tries < TOLD_AFTER) || !self.waiting.is_to_be_told(place, Why::Unknown) {
+        if tries.is_some_and(|tries| tries >= TOLD_AFTER) && self.waiting.is_to_be_told(place, Why::Unknown) {
+            self.tell_unreachable(event, why);
+        }
+    }
+
+    /// Once until the order system answers again, whatever about.
+    fn tell_unreachable(&mut self, event: &Event, why: &str) {
+        if std::mem::replace(&mut self.unreachable_told, true) {
             return;
         }
-        if !std::mem::replace(&mut self.unreachable_told, true) {
-            let mut figures = figures(event);
-            figures.insert("reason".to_owned(), why.into());
-            self.alerts.raise(Alert {
-                kind: "order_status_unreachable",
-                account: Some(account(event)),
-                figures,
-                message: format!("what became of an order cannot be found out, so its freeze stays: {why}"),
-                remedy: "check the order system and --order-status-url; it is asked again by itself".to_owned(),
-            });
-        }
+        let mut figures = figures(event);
+        figures.insert("reason".to_owned(), why.into());
+        self.alerts.raise(Alert {
+            kind: "order_status_unreachable",
+            account: Some(account(event)),
+            figures,
+            message: format!("what became of an order cannot be found out, so its freeze stays: {why}"),
+            remedy: "check the order system and --order-status-url; it is asked again by itself".to_owned(),
+        });
     }
 
     /// Sends the releases. False when they are to be sent again.

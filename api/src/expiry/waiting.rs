@@ -108,6 +108,12 @@ impl Waiting {
         Some(entry.tries)
     }
 
+    /// Those that wait for a reason need not wait any longer.
+    pub(super) fn hasten(&mut self, why: Why) {
+        let now = Instant::now();
+        self.entries.values_mut().filter(|entry| entry.why == why).for_each(|entry| entry.at = now.min(entry.at));
+    }
+
     /// Whether a person is to be told of it: once for each reason.
     pub(super) fn is_to_be_told(&mut self, place: Place, why: Why) -> bool {
         self.entries.get_mut(&place).is_some_and(|entry| !std::mem::replace(&mut entry.told[why as usize], true))

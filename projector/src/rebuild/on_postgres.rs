@@ -64,7 +64,8 @@ const SWITCH: [(ReadModel, &str); 2] = [
          alter index if exists freezes_due rename to freezes_old_due;
          alter table freezes_next rename to freezes;
          alter index freezes_next_pkey rename to freezes_pkey;
-         alter index freezes_next_of_account rename to freezes_of_account;",
+         alter index freezes_next_of_account rename to freezes_of_account;
+         alter index freezes_next_due rename to freezes_due;",
     ),
 ];
 const DISCARD: &str = "drop table if exists balances_next, freezes_next, balances_old, freezes_old";

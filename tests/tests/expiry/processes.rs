@@ -63,8 +63,12 @@ async fn what_falls_due_while_the_database_is_away_is_released_when_it_is_back()
     let due = freezes(&[&service], "away", 50, 2).await;
     cluster.stop_immediately();
     // Long enough to fail again and again.
-    until("the trouble", || async { service.get("/readyz").await.status == 503 }).await;
-    tokio::time::sleep(Duration::from_secs(6)).await;
+    let beginning = std::time::Instant::now();
+    while beginning.elapsed() < Duration::from_secs(6) {
+        let command = json!({ "user_id": "user-0", "credit_type": "points", "amount": 1,
+            "business_code": "while.away", "business_id": "1" });
+        assert_eq!(service.post("/v1/credits", &command).await.status, 503);
+    }
     cluster.run();
     for freeze in &due {
         until("the release", || async {
