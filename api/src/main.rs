@@ -147,7 +147,7 @@ async fn close_breaker(service: Service) {
 
 async fn run(settings: Settings) -> Result<(), String> {
     let lifetimes = settings.lifetimes()?;
-    let orders = settings.order_status()?;
+    let orders = settings.order_status()?.map(OrderStatus::new).transpose()?;
     let metrics = keep_metrics()?;
     let webhook = settings.webhook()?;
     let database = Database::open(&settings.database_url).await.map_err(|error| chain(&error))?;
@@ -176,7 +176,6 @@ async fn run(settings: Settings) -> Result<(), String> {
         Some(orders) => format!("expiry        on, asks {}", orders.describe()),
         None => "expiry        on (--order-status-url asks about the order first)".to_owned(),
     });
-    let orders = orders.map(OrderStatus::new).transpose()?;
 
     let listener = TcpListener::bind(settings.listen)
         .await

@@ -61,11 +61,6 @@ impl Template {
         Ok(Self { text: text.to_owned(), is_https })
     }
 
-    /// For people: without the query, which may hold a secret.
-    pub(crate) fn describe(&self) -> &str {
-        self.text.split(['?', '#']).next().unwrap_or_default()
-    }
-
     fn url(&self, event: &Event) -> String {
         fill(&self.text, event.key.id(), event.key.code(), event.account.user_id())
     }
@@ -121,6 +116,11 @@ impl OrderStatus {
         };
         let client = Client::builder(TokioExecutor::new()).build(connector.https_or_http().enable_http1().build());
         Ok(Self { template, client })
+    }
+
+    /// Where it asks, for people: without the query, which may hold a secret.
+    pub(crate) fn describe(&self) -> &str {
+        self.template.text.split(['?', '#']).next().unwrap_or_default()
     }
 
     /// Asks what became of the order that a freeze was made for.

@@ -13,19 +13,19 @@ use uuid::Uuid;
 
 use super::{
     order_status::{Order, OrderStatus},
-    waiting::{Place, Waiting, Why, backoff},
+    waiting::{Place, Waiting, Why},
 };
 use crate::{
     alerts::{Alert, Alerts},
-    commands,
+    backoff, commands,
 };
 
 /// The code of a release's key; its id is the freeze's.
 const CODE: &str = "system.auto_unfreeze";
 const ACTOR: &str = "system";
 /// The least pause after a batch, and how many times as long as the batch took it is otherwise: callers' commands come first.
-const PAUSE: Duration = Duration::from_millis(25);
-const PAUSE_SHARE: f64 = 1.0;
+const PAUSE: Duration = Duration::from_millis(20);
+const PAUSE_SHARE: f64 = 0.5;
 /// The pause when the writer takes no more.
 const BUSY: Duration = Duration::from_secs(1);
 /// So often in a row a batch may fail before its freezes are tried one by one: one of them may be damaged.
@@ -146,8 +146,8 @@ impl Releaser {
             if let Some((event, why)) = last
                 && self.unknown >= UNKNOWN_IN_A_ROW
             {
-                self.rest_until = Some(Instant::now() + backoff(REST, REST_MAX, self.rests));
                 self.rests += 1;
+                self.rest_until = Some(Instant::now() + backoff::pause(self.rests, REST, REST_MAX));
                 if self.rests >= TOLD_AFTER_RESTS {
                     self.tell_unreachable(event, &why);
                 }

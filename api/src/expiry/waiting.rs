@@ -7,6 +7,8 @@ use std::{
 
 use ledger_core::{Partition, Position};
 
+use crate::backoff;
+
 /// Where a freeze stands.
 pub(super) type Place = (Partition, Position);
 
@@ -33,25 +35,6 @@ impl Why {
             Self::Failed => (Duration::from_secs(5), Duration::from_secs(600)),
         }
     }
-}
-
-/// The pause after some tries, between a half and the whole of what it may be: many that failed at once shall not all come
-/// back at once.
-fn pause(why: Why, tries: u32, random: u32) -> Duration {
-    let (first, longest) = why.pauses();
-    let doubled = first.saturating_mul(1 << tries.saturating_sub(1).min(20));
-    doubled.min(longest).mul_f64(0.5 + 0.5 * (f64::from(random) / f64::from(u32::MAX)))
-}
-
-/// A number for [`pause`]. Without random numbers all pauses are the longest, and nothing else is lost.
-pub(super) fn random() -> u32 {
-    getrandom::u32().unwrap_or(u32::MAX)
-}
-
-/// Doubles a pause of `first` up to `longest`, with the same scatter.
-pub(super) fn backoff(first: Duration, longest: Duration, times: u32) -> Duration {
-    let doubled = first.saturating_mul(1 << times.min(20)).min(longest);
-    doubled.mul_f64(0.5 + 0.5 * (f64::from(random()) / f64::from(u32::MAX)))
 }
 
 #[derive(Debug)]
@@ -92,10 +75,6 @@ impl Waiting {
 
     /// Remembers to try it again. How often it was tried for this reason, or `None` when there is no room for it.
     pub(super) fn postpone(&mut self, place: Place, why: Why, now: Instant) -> Option<u32> {
-        self.postpone_at(place, why, now, random())
-    }
-
-    fn postpone_at(&mut self, place: Place, why: Why, now: Instant, random: u32) -> Option<u32> {
         if self.entries.len() >= WAITING_MAX && !self.contains(place) {
             return None;
         }
@@ -104,7 +83,8 @@ impl Waiting {
             (entry.why, entry.tries) = (why, 0);
         }
         entry.tries += 1;
-        entry.at = now + pause(why, entry.tries, random);
+        let (first, longest) = why.pauses();
+        entry.at = now + backoff::pause(entry.tries, first, longest);
         Some(entry.tries)
     }
 
@@ -129,28 +109,17 @@ mod tests {
     }
 
     #[test]
-    fn pauses_double_up_to_the_longest_and_scatter() {
-        let seconds = |why, tries| pause(why, tries, u32::MAX).as_secs();
-        assert_eq!(
-            [1, 2, 3, 7, 8, 9, 40].map(|tries| seconds(Why::Kept, tries)),
-            [60, 120, 240, 3_600, 3_600, 3_600, 3_600]
-        );
-        assert_eq!([1, 2, 3, 6, 7, 8, 40].map(|tries| seconds(Why::Unknown, tries)), [1, 2, 4, 32, 60, 60, 60]);
-        assert_eq!(pause(Why::Kept, 1, 0).as_secs(), 30);
-    }
-
-    #[test]
     fn a_freeze_comes_back_when_its_pause_is_over_and_is_told_of_once() {
         let (mut waiting, now) = (Waiting::default(), Instant::now());
-        assert_eq!(waiting.postpone_at(place(1), Why::Kept, now, u32::MAX), Some(1));
-        assert!(waiting.due(now + Duration::from_secs(59), 9).is_empty());
+        assert_eq!(waiting.postpone(place(1), Why::Kept, now), Some(1));
+        assert!(waiting.due(now + Duration::from_secs(29), 9).is_empty());
         assert_eq!(waiting.due(now + Duration::from_secs(60), 9), [place(1)]);
         assert!(waiting.is_to_be_told(place(1), Why::Kept) && !waiting.is_to_be_told(place(1), Why::Kept));
-        assert_eq!(waiting.postpone_at(place(1), Why::Kept, now, u32::MAX), Some(2));
+        assert_eq!(waiting.postpone(place(1), Why::Kept, now), Some(2));
         // Another reason begins anew; that the first was told of is not forgotten.
-        assert_eq!(waiting.postpone_at(place(1), Why::Unknown, now, u32::MAX), Some(1));
+        assert_eq!(waiting.postpone(place(1), Why::Unknown, now), Some(1));
         assert!(waiting.is_to_be_told(place(1), Why::Unknown));
-        assert_eq!(waiting.postpone_at(place(1), Why::Kept, now, u32::MAX), Some(1));
+        assert_eq!(waiting.postpone(place(1), Why::Kept, now), Some(1));
         assert!(!waiting.is_to_be_told(place(1), Why::Kept));
         assert_eq!((waiting.count(Why::Kept), waiting.count(Why::Unknown)), (1, 0));
         waiting.done(place(1));

@@ -71,7 +71,7 @@ async fn many_that_are_due_at_once_are_each_released_once_beside_a_load(database
         service.credit(&format!("load-{user}"), 1_000_000, "seed").await;
     }
     // Time to make them and to measure the load without them; a debug build makes some thousand a second.
-    let wait = Duration::from_secs(16 + freezes as u64 / 2_000);
+    let wait = Duration::from_secs(16 + freezes as u64 / 1_000);
     let (began, expires_at) = (Instant::now(), time_from_now(wait));
     for batch in 0..freezes.div_ceil(BATCH) {
         let commands: Vec<_> = (batch * BATCH..freezes.min((batch + 1) * BATCH))
