@@ -312,7 +312,11 @@ pub(crate) struct Named(Option<(Arc<str>, Arc<str>)>);
 
 impl Named {
     pub(crate) fn of(command: &Command) -> Self {
-        Self(command.action.account().map(|account| (account.user_id().clone(), account.credit_type().clone())))
+        command.action.account().map_or(Self(None), Self::of_account)
+    }
+
+    pub(crate) fn of_account(account: &Account) -> Self {
+        Self(Some((account.user_id().clone(), account.credit_type().clone())))
     }
 
     pub(crate) fn problem(&self, error: &ledger_store::CommandError) -> Problem {

@@ -15,12 +15,14 @@ mod events;
 mod expiry;
 mod freezes;
 mod health;
+mod inconsistencies;
 mod keys;
 mod lifetime;
 mod limits;
 mod nats;
 mod operations;
 mod problem;
+mod proof;
 mod request;
 mod router;
 mod server;
@@ -55,6 +57,7 @@ use breaker::{Breaker, Position};
 use content::Room;
 use expiry::{Expiry, OrderStatus};
 use limits::Limits;
+use proof::Prover;
 use service::{Parts, Service};
 use settings::{Settings, Task};
 
@@ -204,6 +207,11 @@ async fn run(settings: Settings) -> Result<(), String> {
     });
     let watch = tokio::spawn(close_breaker(service.clone()));
     let expiry = Expiry::start(ledger.clone(), database.clone(), service.alerts.clone(), orders);
+    let prover = Prover::start(service.clone(), &settings);
+    tell(match prover {
+        Some(_) => "proof         on: read models are compared with the log all the time",
+        None => "proof         off (--proof-round 86400 turns it on)",
+    });
     // Before the address is told: whoever reads it may stop the service at once.
     let mut terminate =
         signal(SignalKind::terminate()).map_err(|error| format!("cannot watch for signals: {error}"))?;
@@ -233,6 +241,9 @@ async fn run(settings: Settings) -> Result<(), String> {
     freshness.abort();
     watch.abort();
     expiry.stop().await;
+    if let Some(prover) = prover {
+        prover.stopped().await;
+    }
     ledger.stop().await;
     if let Some(publisher) = publisher {
         publisher.stop().await;

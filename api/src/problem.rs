@@ -64,6 +64,14 @@ impl Problem {
         Self::not_found(code, format!("{field} {id} names nothing here")).with("field", field).with(field, id)
     }
 
+    /// An inconsistency that somebody resolved with other words, which stand.
+    pub(crate) fn already_resolved(inconsistency: Value) -> Self {
+        let detail = "the inconsistency was resolved with another note, which stands";
+        Self::new(StatusCode::CONFLICT, "already_resolved", detail)
+            .with("field", "note")
+            .with("inconsistency", inconsistency)
+    }
+
     pub(crate) fn no_such_route() -> Self {
         let detail = "there is nothing at this path; /openapi.json lists what there is";
         Self::not_found("not_found", detail).with("field", "path")

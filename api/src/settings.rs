@@ -55,6 +55,15 @@ pub(crate) struct Settings {
     /// {business_code} and {user_id} may stand, too. It answers `{"status": "…"}`; `completed` and `paid` keep the freeze.
     #[arg(long, env, hide_env_values = true)]
     pub(crate) order_status_url: Option<String>,
+    /// In how many seconds every read model is compared with a replay of the log once, partition after partition. 0: never.
+    #[arg(long, env, default_value_t = 86_400, value_parser = clap::value_parser!(u64).range(0..=31_536_000))]
+    pub(crate) proof_round: u64,
+    /// At most so many events a second are replayed for that.
+    #[arg(long, env, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
+    pub(crate) proof_rate: u32,
+    /// A row that differs from the log by at most so many units is mended by itself; a larger difference locks its account.
+    #[arg(long, env, default_value_t = 99, value_parser = clap::value_parser!(u64).range(0..=ledger_core::MAX_AMOUNT))]
+    pub(crate) proof_mends_up_to: u64,
     /// How the log is written.
     #[arg(long, env, default_value = "text", value_parser = ["text", "json"])]
     pub(crate) log_format: String,

@@ -6,7 +6,7 @@
 use ledger_store::{Database, StoreError};
 use sqlx::{Connection, PgConnection};
 
-/// What there is one of.
+/// What there is one of. The numbers 2 (rebuild), 7 (append) and 8 (restore) are taken, too.
 #[derive(Debug, Clone, Copy)]
 pub enum Office {
     /// Keeps the read models up to date.
@@ -15,6 +15,8 @@ pub enum Office {
     Publisher = 3,
     /// Releases freezes that are due.
     Expiry = 4,
+    /// The continuous proof.
+    Proof = 10,
 }
 
 /// The numbers of the ledger's advisory locks begin with these bytes ("ledger"), so that they meet no one else's.

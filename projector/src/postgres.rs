@@ -1,9 +1,7 @@
 //! The read models on PostgreSQL.
 
 use chrono::{DateTime, Utc};
-use ledger_core::{
-    AccountId, Balance, Freeze, Head, PARTITIONS, Partition, Position, Timestamp, rejection::Contradiction,
-};
+use ledger_core::{AccountId, Balance, Freeze, Head, PARTITIONS, Partition, Position, Timestamp};
 use ledger_store::StoreError;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool, Postgres as Driver, Row, postgres::PgRow};
 
@@ -137,7 +135,7 @@ pub(crate) async fn stored_rows(pool: &PgPool, whose: &Whose) -> Result<StoredRo
     Ok(StoredRows { balances_at, freezes_at, balances, freezes })
 }
 
-async fn checkpoint_row(
+pub(crate) async fn checkpoint_row(
     connection: &mut PgConnection,
     model: ReadModel,
     partition: Partition,
@@ -342,6 +340,10 @@ fn of_table(columns: &str) -> String {
 }
 
 pub(crate) fn balance(row: &PgRow) -> Result<Result<Balance, DamagedModelRow>, StoreError> {
+    Ok(balance_row(row)?.read())
+}
+
+pub(crate) fn balance_row(row: &PgRow) -> Result<BalanceRow, StoreError> {
     Ok(BalanceRow {
         partition: row.try_get::<i16, _>(0)?.into(),
         account_id: Some(row.try_get(1)?),
@@ -354,11 +356,14 @@ pub(crate) fn balance(row: &PgRow) -> Result<Result<Balance, DamagedModelRow>, S
         status: row.try_get(8)?,
         user_id: row.try_get(9)?,
         credit_type: row.try_get(10)?,
-    }
-    .read())
+    })
 }
 
 pub(crate) fn freeze(row: &PgRow) -> Result<Result<Freeze, DamagedModelRow>, StoreError> {
+    Ok(freeze_row(row)?.read())
+}
+
+pub(crate) fn freeze_row(row: &PgRow) -> Result<FreezeRow, StoreError> {
     Ok(FreezeRow {
         partition: row.try_get::<i16, _>(0)?.into(),
         position: row.try_get(1)?,
@@ -375,37 +380,9 @@ pub(crate) fn freeze(row: &PgRow) -> Result<Result<Freeze, DamagedModelRow>, Sto
         credit_type: row.try_get(12)?,
         business_code: row.try_get(13)?,
         business_id: row.try_get(14)?,
-    }
-    .read())
+    })
 }
 
 fn time(at: DateTime<Utc>) -> Option<Timestamp> {
     Timestamp::from_micros(at.timestamp_micros())
-}
-
-/// Writes down what cannot be; once, however often it is met, and anew when it comes back after it was resolved.
-pub(crate) async fn record_inconsistency(
-    pool: &PgPool,
-    partition: Partition,
-    model: ReadModel,
-    found: &Contradiction,
-    at: Timestamp,
-) -> Result<(), StoreError> {
-    sqlx::query(
-        "insert into inconsistencies (partition, position, projection, kind, expected, found, found_at) \
-         values ($1, $2, $3, $4, $5, $6, $7) \
-         on conflict (partition, position, projection, kind) do update set expected = excluded.expected, \
-             found = excluded.found, found_at = excluded.found_at, resolved_at = null \
-         where inconsistencies.resolved_at is not null",
-    )
-    .bind(i16::from(partition.number()))
-    .bind(stored(found.position.0))
-    .bind(model.name())
-    .bind(found.field)
-    .bind(&found.expected)
-    .bind(&found.found)
-    .bind(DateTime::<Utc>::from(at))
-    .execute(pool)
-    .await?;
-    Ok(())
 }

@@ -30,8 +30,8 @@ mod copy;
 mod fill;
 mod on_postgres;
 mod on_sqlite;
-mod pace;
-mod replay;
+pub(crate) mod pace;
+pub(crate) mod replay;
 
 pub use account::{Mended, mend_account};
 use fill::Shared;
@@ -56,11 +56,13 @@ pub struct Options {
     /// At most so many events a second are replayed, so that a service on the same machine keeps its share. What is written
     /// meanwhile is folded in as fast as it comes.
     pub max_rate: Option<NonZeroU32>,
+    /// Who is said to have resolved the inconsistencies that this mends.
+    pub by: &'static str,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { models: ReadModel::ALL.to_vec(), max_rate: None }
+        Self { models: ReadModel::ALL.to_vec(), max_rate: None, by: "replay-tool rebuild" }
     }
 }
 

@@ -18,7 +18,7 @@ pub(crate) const FREEZE_COLUMNS: &str = "partition, position, amount, remaining,
      created_at, freeze_id, account_id, status, user_id, credit_type, business_code, business_id";
 
 /// A row of `balances` before anything is believed of it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct BalanceRow {
     pub(crate) partition: i64,
     pub(crate) account_id: Option<Uuid>,
@@ -34,7 +34,7 @@ pub(crate) struct BalanceRow {
 }
 
 /// A row of `freezes` before anything is believed of it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct FreezeRow {
     pub(crate) partition: i64,
     pub(crate) position: i64,

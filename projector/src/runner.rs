@@ -28,6 +28,7 @@ use crate::{
     checkpoint::{self, ReadModel},
     election::{Election, Office},
     fold::{self, Changes, Rows, Source},
+    inconsistencies::{self, Finding},
     postgres, sqlite,
 };
 
@@ -515,12 +516,9 @@ impl Rounds {
             );
             metrics::counter!("ledger_inconsistencies_total", "read_model" => model.name()).increment(1);
         }
-        match &self.database {
-            Database::Postgres(database) => {
-                postgres::record_inconsistency(database.pool(), partition, model, found, now()).await
-            }
-            Database::Sqlite(database) => sqlite::record_inconsistency(database, partition, model, found, now()).await,
-        }
+        // Once, however often it is met.
+        inconsistencies::record(&self.database, &Finding::stopped(partition, model, found)).await?;
+        Ok(())
     }
 
     /// Publishes how far the read models are.

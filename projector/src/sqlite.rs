@@ -149,7 +149,7 @@ pub(crate) async fn stored_rows(pool: &SqlitePool, whose: &Whose) -> Result<Stor
     Ok(StoredRows { balances_at, freezes_at, balances, freezes })
 }
 
-async fn checkpoint_row(
+pub(crate) async fn checkpoint_row(
     connection: &mut SqliteConnection,
     model: ReadModel,
     partition: Partition,
@@ -317,6 +317,10 @@ fn of_table(columns: &str) -> String {
 }
 
 pub(crate) fn balance(row: &SqliteRow) -> Result<Result<Balance, DamagedModelRow>, StoreError> {
+    Ok(balance_row(row)?.read())
+}
+
+pub(crate) fn balance_row(row: &SqliteRow) -> Result<BalanceRow, StoreError> {
     Ok(BalanceRow {
         partition: row.try_get(0)?,
         account_id: uuid(row.try_get(1)?),
@@ -329,11 +333,14 @@ pub(crate) fn balance(row: &SqliteRow) -> Result<Result<Balance, DamagedModelRow
         status: row.try_get(8)?,
         user_id: row.try_get(9)?,
         credit_type: row.try_get(10)?,
-    }
-    .read())
+    })
 }
 
 pub(crate) fn freeze(row: &SqliteRow) -> Result<Result<Freeze, DamagedModelRow>, StoreError> {
+    Ok(freeze_row(row)?.read())
+}
+
+pub(crate) fn freeze_row(row: &SqliteRow) -> Result<FreezeRow, StoreError> {
     Ok(FreezeRow {
         partition: row.try_get(0)?,
         position: row.try_get(1)?,
@@ -353,38 +360,9 @@ pub(crate) fn freeze(row: &SqliteRow) -> Result<Result<Freeze, DamagedModelRow>,
         credit_type: row.try_get(12)?,
         business_code: row.try_get(13)?,
         business_id: row.try_get(14)?,
-    }
-    .read())
+    })
 }
 
 fn uuid(text: &str) -> Option<Uuid> {
     Uuid::try_parse(text).ok()
-}
-
-/// Writes down what cannot be; once, however often it is met, and anew when it comes back after it was resolved.
-pub(crate) async fn record_inconsistency(
-    database: &Sqlite,
-    partition: Partition,
-    model: ReadModel,
-    found: &ledger_core::rejection::Contradiction,
-    at: Timestamp,
-) -> Result<(), StoreError> {
-    let mut turn = database.relaxed_turn().await?;
-    sqlx::query(
-        "insert into inconsistencies (partition, position, projection, kind, expected, found, found_at) \
-         values (?, ?, ?, ?, ?, ?, ?) \
-         on conflict (partition, position, projection, kind) do update set expected = excluded.expected, \
-             found = excluded.found, found_at = excluded.found_at, resolved_at = null \
-         where inconsistencies.resolved_at is not null",
-    )
-    .bind(i64::from(partition.number()))
-    .bind(stored(found.position.0))
-    .bind(model.name())
-    .bind(found.field)
-    .bind(&found.expected)
-    .bind(&found.found)
-    .bind(at.to_string())
-    .execute(turn.connection())
-    .await?;
-    Ok(())
 }

@@ -58,7 +58,7 @@ impl From<Name> for ReadModel {
 pub(crate) async fn run(context: &Context, arguments: &Arguments) -> Result<Outcome, Failure> {
     let database = context.open().await?;
     let models = arguments.read_model.map_or(ReadModel::ALL.to_vec(), |name| vec![name.into()]);
-    let options = Options { models, max_rate: arguments.max_rate };
+    let options = Options { models, max_rate: arguments.max_rate, ..Options::default() };
     let done = match &arguments.account {
         Some(account) => mend(&database, account, &options).await,
         None => rebuild_all(&database, &options).await,

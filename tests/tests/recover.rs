@@ -454,7 +454,7 @@ async fn writes_are_paused_while_a_database_is_mended_and_go_on_after_it_and_aft
     let damage = "update balances set balance = balance + 5, available = available + 5";
     for (round, end) in ["CONT", "KILL"].into_iter().enumerate() {
         Vandal::arrive(&database.url).await.run(&[damage]).await;
-        let service = Service::start(&database.url, &[]);
+        let service = Service::start(&database.url, &["--proof-round", "0"]);
         let folder = desk.path(&format!("report-{round}"));
         let mut command = bound_to_this_process(program("replay-tool").to_str().expect("a plain path"), "KILL");
         command

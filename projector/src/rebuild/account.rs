@@ -77,7 +77,13 @@ trait Turn: Sized {
     async fn remove(&mut self, account: &Account, freezes: &[Position]) -> Result<OldRows, RebuildError>;
     async fn rows(&mut self, events: &[Event]) -> Result<Rows, RebuildError>;
     /// Writes rows, moves the checkpoints, resolves inconsistencies and commits. Tells how many were resolved.
-    async fn commit(self, changes: &Changes, account: &Account, its_own: &[Position]) -> Result<u64, RebuildError>;
+    async fn commit(
+        self,
+        changes: &Changes,
+        account: &Account,
+        its_own: &[Position],
+        by: &str,
+    ) -> Result<u64, RebuildError>;
     async fn let_go(self) -> Result<(), RebuildError>;
 }
 
@@ -106,9 +112,11 @@ pub async fn mend_account(
         }
         let mended = match database {
             Database::Postgres(database_) => {
-                mend(database, on_postgres::Turn::begin(database_).await?, &mut replay).await
+                mend(database, on_postgres::Turn::begin(database_).await?, &mut replay, options.by).await
             }
-            Database::Sqlite(database_) => mend(database, on_sqlite::Turn::begin(database_).await?, &mut replay).await,
+            Database::Sqlite(database_) => {
+                mend(database, on_sqlite::Turn::begin(database_).await?, &mut replay, options.by).await
+            }
         };
         match mended {
             Ok(Some((rows_mended, resolved))) => {
@@ -151,10 +159,11 @@ async fn mend<T: Turn>(
     database: &Database,
     mut turn: T,
     replay: &mut Replay,
+    by: &str,
 ) -> Result<Option<(u64, u64)>, RebuildError> {
     match prepare(database, &mut turn, replay).await {
         Ok(Some((rows_mended, changes))) => {
-            let resolved = turn.commit(&changes, &replay.account, &replay.its_own).await?;
+            let resolved = turn.commit(&changes, &replay.account, &replay.its_own, by).await?;
             Ok(Some((rows_mended, resolved)))
         }
         Ok(None) => {

@@ -181,7 +181,9 @@ impl NextTables for Next {
         }
         let names: Vec<_> = self.models.iter().map(|model| model.name()).collect();
         let resolved = sqlx::query(
-            "update inconsistencies set resolved_at = now() where projection = any($1) and resolved_at is null",
+            "update inconsistencies set resolved_at = now(), resolved_by = 'replay-tool rebuild', \
+                 outcome = coalesce(outcome, 'mended') \
+             where projection = any($1) and resolved_at is null",
         )
         .bind(names)
         .execute(&mut self.connection)

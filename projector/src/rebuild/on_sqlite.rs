@@ -266,13 +266,15 @@ async fn switch(
             .execute(&mut *connection)
             .await?;
         }
-        resolved +=
-            sqlx::query("update inconsistencies set resolved_at = ? where projection = ? and resolved_at is null")
-                .bind(&now)
-                .bind(table)
-                .execute(&mut *connection)
-                .await?
-                .rows_affected();
+        resolved += sqlx::query(
+            "update inconsistencies set resolved_at = ?, resolved_by = 'replay-tool rebuild', \
+                     outcome = coalesce(outcome, 'mended') where projection = ? and resolved_at is null",
+        )
+        .bind(&now)
+        .bind(table)
+        .execute(&mut *connection)
+        .await?
+        .rows_affected();
         for rename in [
             format!("alter table {table} rename to {table}_old"),
             format!("alter table {table}_next rename to {table}"),

@@ -6,19 +6,19 @@ use tokio::time::{Instant, sleep_until};
 
 /// A rate that several workers share.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(crate) struct Pace {
     max_rate: Option<NonZeroU32>,
     /// When what was taken so far is paid for.
     paid: Mutex<Instant>,
 }
 
 impl Pace {
-    pub(super) fn new(max_rate: Option<NonZeroU32>) -> Self {
+    pub(crate) fn new(max_rate: Option<NonZeroU32>) -> Self {
         Self { max_rate, paid: Mutex::new(Instant::now()) }
     }
 
     /// Waits until so many events, which were taken a moment ago, fit the rate.
-    pub(super) async fn pay(&self, events: usize) {
+    pub(crate) async fn pay(&self, events: usize) {
         let Some(rate) = self.max_rate else { return };
         let cost =
             Duration::from_secs_f64(f64::from(u32::try_from(events).unwrap_or(u32::MAX)) / f64::from(rate.get()));

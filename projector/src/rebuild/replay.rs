@@ -64,7 +64,7 @@ impl Replay {
 }
 
 /// Folds an event into the freezes of its partition, if it makes or touches one.
-pub(super) fn fold_freeze(freezes: &mut HashMap<Position, Freeze>, event: &Event) -> Result<(), Contradiction> {
+pub(crate) fn fold_freeze(freezes: &mut HashMap<Position, Freeze>, event: &Event) -> Result<(), Contradiction> {
     if let Some(freeze) = Freeze::opened_by(event) {
         freezes.insert(event.position, freeze);
     }
@@ -83,18 +83,27 @@ pub(super) fn fold_freeze(freezes: &mut HashMap<Position, Freeze>, event: &Event
 
 /// A row that is no event is in the way of every read model.
 pub(super) fn damaged(partition: Partition, damage: DamagedRow) -> RebuildError {
-    let contradiction = Contradiction {
+    RebuildError::Contradiction { partition, contradiction: contradiction_of(damage) }
+}
+
+/// What a row that is no event says to a replay.
+pub(crate) fn contradiction_of(damage: DamagedRow) -> Contradiction {
+    Contradiction {
         position: damage.position,
         field: damage.column,
         expected: "what the ledger writes there".to_owned(),
         found: damage.reason,
-    };
-    RebuildError::Contradiction { partition, contradiction }
+    }
 }
 
 /// There is no event after a position, though the head says so.
 pub(super) fn gap(partition: Partition, after: Position) -> RebuildError {
+    RebuildError::Contradiction { partition, contradiction: gap_after(after) }
+}
+
+/// An event that is missing.
+pub(crate) fn gap_after(after: Position) -> Contradiction {
     let position = after.next();
     let (field, expected, found) = ("position", position.to_string(), "nothing".to_owned());
-    RebuildError::Contradiction { partition, contradiction: Contradiction { position, field, expected, found } }
+    Contradiction { position, field, expected, found }
 }

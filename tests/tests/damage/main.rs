@@ -164,7 +164,7 @@ async fn a_cut_log_is_found_against_the_stream(database: NewDatabase) {
 }
 
 async fn rebuild_mends_the_read_models_while_commands_go_on(database: NewDatabase) {
-    let service = Service::start(&database.url, &[]);
+    let service = Service::start(&database.url, &["--proof-round", "0"]);
     Load::open_accounts(&service).await;
     let load = Load::default();
     let services = [&service];

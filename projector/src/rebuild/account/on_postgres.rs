@@ -85,7 +85,13 @@ impl super::Turn for Turn {
         Ok(Rows::of(balances.into_iter().flatten(), freezes.into_iter().flatten()))
     }
 
-    async fn commit(mut self, changes: &Changes, account: &Account, its_own: &[Position]) -> Result<u64, RebuildError> {
+    async fn commit(
+        mut self,
+        changes: &Changes,
+        account: &Account,
+        its_own: &[Position],
+        by: &str,
+    ) -> Result<u64, RebuildError> {
         if !postgres::take_steps(self.connection(), &changes.steps).await? {
             return Err(row::moved().into());
         }
@@ -94,11 +100,15 @@ impl super::Turn for Turn {
         postgres::write_balances(self.connection(), "balances", &balances).await?;
         postgres::write_freezes(self.connection(), "freezes", &changes.freezes).await?;
         let resolved = sqlx::query(
-            "update inconsistencies set resolved_at = now() \
-             where partition = $1 and position = any($2) and resolved_at is null",
+            "update inconsistencies set resolved_at = now(), resolved_by = $5, outcome = coalesce(outcome, 'mended') \
+             where partition = $1 and resolved_at is null and projection in ('balances', 'freezes') \
+             and (position = any($2) and user_id is null or user_id = $3 and credit_type = $4)",
         )
         .bind(i16::from(account.partition().number()))
         .bind(its_own.iter().map(|position| stored(position.0)).collect::<Vec<_>>())
+        .bind(&**account.user_id())
+        .bind(&**account.credit_type())
+        .bind(by)
         .execute(self.connection())
         .await?;
         self.0.commit().await?;

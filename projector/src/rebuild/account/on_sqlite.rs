@@ -79,7 +79,13 @@ impl super::Turn for Turn<'_> {
         Ok(Rows::of(balances.into_iter().flatten(), freezes.into_iter().flatten()))
     }
 
-    async fn commit(mut self, changes: &Changes, account: &Account, its_own: &[Position]) -> Result<u64, RebuildError> {
+    async fn commit(
+        mut self,
+        changes: &Changes,
+        account: &Account,
+        its_own: &[Position],
+        by: &str,
+    ) -> Result<u64, RebuildError> {
         let connection = self.0.connection();
         let written = async {
             if !sqlite::take_steps(connection, &changes.steps).await? {
@@ -88,12 +94,17 @@ impl super::Turn for Turn<'_> {
             sqlite::write_balances(connection, "balances", &changes.balances).await?;
             sqlite::write_freezes(connection, "freezes", &changes.freezes).await?;
             let resolved = sqlx::query(
-                "update inconsistencies set resolved_at = ? \
-                 where partition = ? and position in (select value from json_each(?)) and resolved_at is null",
+                "update inconsistencies set resolved_at = ?1, resolved_by = ?6, outcome = coalesce(outcome, 'mended') \
+                 where partition = ?2 and resolved_at is null and projection in ('balances', 'freezes') \
+                 and (position in (select value from json_each(?3)) and user_id is null \
+                     or user_id = ?4 and credit_type = ?5)",
             )
             .bind(Timestamp::from_micros(Utc::now().timestamp_micros()).map(|now| now.to_string()))
             .bind(i64::from(account.partition().number()))
             .bind(positions(its_own))
+            .bind(&**account.user_id())
+            .bind(&**account.credit_type())
+            .bind(by)
             .execute(&mut *connection)
             .await?;
             Ok(resolved.rows_affected())
