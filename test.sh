@@ -36,7 +36,7 @@ fi
 export PATH="$PATH:/usr/sbin"
 
 # The tests across crates start these programs.
-cargo build --package api --package projector --package replay-tool
+cargo build --package api --package projector --package replay-tool --package examples
 if command -v cargo-nextest >/dev/null; then
     cargo nextest run --workspace "$@"
 else
