@@ -29,6 +29,7 @@ mod server;
 mod service;
 mod settings;
 mod stream;
+mod tls;
 mod transactions;
 
 use std::{
@@ -180,6 +181,10 @@ async fn run(settings: Settings) -> Result<(), String> {
         None => "expiry        on (--order-status-url asks about the order first)".to_owned(),
     });
 
+    let tls = settings.tls()?;
+    if let Some(tls) = tls.clone() {
+        tokio::spawn(tls.keep_fresh());
+    }
     let listener = TcpListener::bind(settings.listen)
         .await
         .map_err(|error| format!("cannot listen on {}: {error}; choose another with --listen", settings.listen))?;
@@ -222,14 +227,19 @@ async fn run(settings: Settings) -> Result<(), String> {
     } else {
         "API keys      none: everything is open (api keys create)"
     });
-    tell(&format!("listening on http://{address}"));
-    tell(&format!("documentation http://{address}/docs"));
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    tell(&format!("listening on {scheme}://{address}"));
+    tell(&format!("documentation {scheme}://{address}/docs"));
     tell(&format!(
-        "try           curl -s http://{address}/v1/credits -H 'Content-Type: application/json' -d \
+        "try           curl -s {scheme}://{address}/v1/credits -H 'Content-Type: application/json' -d \
          '{{\"user_id\":\"u1\",\"credit_type\":\"points\",\"amount\":1000,\"business_code\":\"signup.bonus\",\"business_id\":\"u1\"}}'"
     ));
 
-    let server = tokio::spawn(server::serve(listener, service, stopping));
+    if is_closed && settings.tls_certificate.is_none() {
+        tell("TLS           off: keys and amounts travel in the clear (--tls-certificate, --tls-key)");
+    }
+
+    let server = tokio::spawn(server::serve(listener, tls, service, stopping));
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}

@@ -5,11 +5,15 @@ use std::{convert::Infallible, time::Duration};
 use axum::body::Body;
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
-    server::graceful::GracefulShutdown,
+    server::graceful::{GracefulShutdown, Watcher},
 };
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+    sync::watch,
+};
 
-use crate::{request, router::Routes, service::Service};
+use crate::{request, router::Routes, service::Service, tls::Tls};
 
 /// How long a client may take to send a request's headers, and how long a connection may be idle.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -21,7 +25,12 @@ const BUFFER_BYTES_MAX: usize = 64 * 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves until `stop` turns true and every request that was under way is answered.
-pub(crate) async fn serve(listener: TcpListener, service: Service, mut stop: watch::Receiver<bool>) {
+pub(crate) async fn serve(
+    listener: TcpListener,
+    tls: Option<Tls>,
+    service: Service,
+    mut stop: watch::Receiver<bool>,
+) {
     let routes = Routes::new(service.clone());
     let graceful = GracefulShutdown::new();
     let mut server = hyper::server::conn::http1::Builder::new();
@@ -44,20 +53,40 @@ pub(crate) async fn serve(listener: TcpListener, service: Service, mut stop: wat
             tracing::debug!(%error, "a connection closed at once");
             continue;
         }
-        let (service, routes) = (service.clone(), routes.clone());
-        let answer = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
-            let (service, routes) = (service.clone(), routes.clone());
-            async move { Ok::<_, Infallible>(request::serve(service, routes, request.map(Body::new)).await) }
-        });
-        let connection = graceful.watch(server.serve_connection(TokioIo::new(stream), answer));
-        tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection ended early");
-            }
-        });
+        let answers = Answers { server: server.clone(), service: service.clone(), routes: routes.clone() };
+        let watcher = graceful.watcher();
+        match tls.clone() {
+            None => drop(tokio::spawn(answers.give(stream, watcher))),
+            Some(tls) => drop(tokio::spawn(async move {
+                if let Some(stream) = tls.accept(stream).await {
+                    answers.give(stream, watcher).await;
+                }
+            })),
+        }
     }
     drop(listener);
     if tokio::time::timeout(DRAIN, graceful.shutdown()).await.is_err() {
         tracing::warn!("some connections did not end in time");
+    }
+}
+
+/// What answers the requests of a connection.
+struct Answers {
+    server: hyper::server::conn::http1::Builder,
+    service: Service,
+    routes: Routes,
+}
+
+impl Answers {
+    /// Serves a connection until it ends, or until the service stops and what was under way is answered.
+    async fn give(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, watcher: Watcher) {
+        let Self { server, service, routes } = self;
+        let answer = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
+            let (service, routes) = (service.clone(), routes.clone());
+            async move { Ok::<_, Infallible>(request::serve(service, routes, request.map(Body::new)).await) }
+        });
+        if let Err(error) = watcher.watch(server.serve_connection(TokioIo::new(stream), answer)).await {
+            tracing::debug!(%error, "a connection ended early");
+        }
     }
 }

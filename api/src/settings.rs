@@ -1,6 +1,6 @@
 //! What can be set: each is a flag and an environment variable.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand};
 
@@ -10,6 +10,7 @@ use crate::{
     keys::KeysCommand,
     lifetime::{LIFETIME_SECONDS_MAX, Lifetimes},
     limits::Rate,
+    tls::Tls,
 };
 
 /// The credit ledger's HTTP service. Without arguments it keeps its data in ./ledger.db and listens on 127.0.0.1:8080.
@@ -22,6 +23,13 @@ pub(crate) struct Settings {
     /// Where to listen. Without API keys only on a loopback address, where everything is open; port 0 takes a free one.
     #[arg(long, env, default_value = "127.0.0.1:8080", value_parser = address)]
     pub(crate) listen: SocketAddr,
+    /// Serve HTTPS with the certificate (and its chain) of this PEM file; --tls-key goes with it. A renewed file is taken
+    /// into use within a minute.
+    #[arg(long, env, requires = "tls_key")]
+    pub(crate) tls_certificate: Option<PathBuf>,
+    /// The certificate's private key, as PEM.
+    #[arg(long, env, requires = "tls_certificate")]
+    pub(crate) tls_key: Option<PathBuf>,
     /// Publish every event to this NATS server, such as `nats://127.0.0.1:4222`. Empty: none.
     #[arg(long, env, hide_env_values = true)]
     pub(crate) nats_url: Option<String>,
@@ -96,7 +104,9 @@ impl Settings {
                 error.exit();
             }
             let text = error.to_string();
-            let line = text.lines().next().unwrap_or_default();
+            // What is wrong may go on over several lines; a blank one ends it.
+            let lines: Vec<_> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
+            let line = lines.join(" ");
             format!("{} (--help tells what there is)", without_secrets(line.trim_start_matches("error: ")))
         })
     }
@@ -124,6 +134,12 @@ impl Settings {
     /// Where to ask what became of an order, if anywhere.
     pub(crate) fn order_status(&self) -> Result<Option<Template>, String> {
         self.order_status_url.as_deref().filter(|url| !url.is_empty()).map(Template::parse).transpose()
+    }
+
+    /// TLS, where it is set. `Err` is what is wrong with its files, in one line.
+    pub(crate) fn tls(&self) -> Result<Option<Tls>, String> {
+        let files = self.tls_certificate.as_deref().zip(self.tls_key.as_deref());
+        files.map(|(certificate, key)| Tls::load(certificate, key)).transpose()
     }
 
     /// What forbids to start, in one line, by whether there is an API key that opens anything.
