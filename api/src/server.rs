@@ -25,12 +25,7 @@ const BUFFER_BYTES_MAX: usize = 64 * 1024;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Serves until `stop` turns true and every request that was under way is answered.
-pub(crate) async fn serve(
-    listener: TcpListener,
-    tls: Option<Tls>,
-    service: Service,
-    mut stop: watch::Receiver<bool>,
-) {
+pub(crate) async fn serve(listener: TcpListener, tls: Option<Tls>, service: Service, mut stop: watch::Receiver<bool>) {
     let routes = Routes::new(service.clone());
     let graceful = GracefulShutdown::new();
     let mut server = hyper::server::conn::http1::Builder::new();
