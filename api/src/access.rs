@@ -134,6 +134,11 @@ impl Caller {
         Self { actor: "anonymous".into(), scopes: Scopes::ALL, limit: None }
     }
 
+    /// Whoever may publish to the queue on NATS: NATS decides who that is.
+    pub(crate) fn queue() -> Self {
+        Self { actor: "nats".into(), scopes: Scopes::ALL, limit: None }
+    }
+
     /// Refuses what the caller has no scope for.
     pub(crate) fn require(&self, scope: Scope) -> Result<(), Problem> {
         if self.scopes.has(scope) { Ok(()) } else { Err(Problem::scope_missing(scope.name())) }

@@ -72,7 +72,7 @@ impl Kind {
         })
     }
 
-    const fn name(self) -> &'static str {
+    pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Credit => "credit",
             Self::Debit => "debit",
@@ -267,7 +267,8 @@ async fn run(
     outcome
 }
 
-fn read(kind: Kind, content: &[u8], origin: &Origin) -> Result<Command, Problem> {
+/// Reads a command that comes alone.
+pub(crate) fn read(kind: Kind, content: &[u8], origin: &Origin) -> Result<Command, Problem> {
     let fields = body::read(content, COMMAND_FIELDS)?;
     fields.refuse(&["type"], "belongs to a batch; the path says what this is")?;
     kind.command(&fields, origin)
@@ -288,11 +289,16 @@ pub(crate) fn insist(command: &mut Command, version: Option<u64>) -> Result<(), 
 
 /// Does a command and answers with its transaction.
 pub(crate) async fn execute(service: &Service, command: Command) -> Result<Response, Problem> {
+    apply(service, command).await.map(|recorded| answer(&recorded))
+}
+
+/// Does a command, from wherever it came.
+pub(crate) async fn apply(service: &Service, command: Command) -> Result<Recorded, Problem> {
     let named = Named::of(&command);
     match service.ledger.execute(command).await {
         Ok(recorded) => {
             count(recorded.event.event_type, recorded.replayed, 1);
-            Ok(answer(&recorded))
+            Ok(recorded)
         }
         Err(error) => Err(named.problem(&error)),
     }

@@ -20,6 +20,10 @@ pub(crate) async fn ready(State(service): State<Service>) -> Response {
         let status = publisher.borrow().clone();
         json!({ "connected": status.connected, "lag_positions": status.lag_behind(&committed), "trouble": status.trouble })
     });
+    let queue = service.queue.as_ref().map(|queue| {
+        let status = queue.borrow().clone();
+        json!({ "connected": status.connected, "pending": status.pending, "trouble": status.trouble })
+    });
     let status = if trouble.is_none() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     let body = json!({
         "status": if trouble.is_none() { "ready" } else { "unavailable" },
@@ -32,6 +36,7 @@ pub(crate) async fn ready(State(service): State<Service>) -> Response {
             "halted_partitions": progress.halted,
         },
         "nats": nats,
+        "nats_commands": queue,
     });
     let mut response = request::json(status, body.to_string());
     if trouble.is_some() {

@@ -23,6 +23,7 @@ mod nats;
 mod operations;
 mod problem;
 mod proof;
+mod queue;
 mod request;
 mod router;
 mod server;
@@ -59,6 +60,7 @@ use content::Room;
 use expiry::{Expiry, OrderStatus};
 use limits::Limits;
 use proof::Prover;
+use queue::{Queue, QueueStatus};
 use service::{Parts, Service};
 use settings::{Settings, Task};
 
@@ -190,6 +192,8 @@ async fn run(settings: Settings) -> Result<(), String> {
         .map_err(|error| format!("cannot listen on {}: {error}; choose another with --listen", settings.listen))?;
     let address = listener.local_addr().map_err(|error| format!("cannot listen: {error}"))?;
     let (stop, stopping) = watch::channel(false);
+    let commands = settings.nats().filter(|_| settings.nats_commands).map(str::to_owned);
+    let (show_queue, queue_status) = watch::channel(QueueStatus::default());
     let (alerts, raised) = Alerts::new();
     let delivery = Delivery::start(raised, Targets { nats_url: settings.nats().map(str::to_owned), webhook });
     let service = Service::new(Parts {
@@ -199,6 +203,7 @@ async fn run(settings: Settings) -> Result<(), String> {
         progress: runner.progress(),
         hurry: runner.hurry(),
         publisher: publisher.as_ref().map(Publisher::status),
+        queue: commands.is_some().then_some(queue_status),
         metrics,
         access: access.clone(),
         limits: Limits::new(settings.rate_limit),
@@ -217,6 +222,7 @@ async fn run(settings: Settings) -> Result<(), String> {
         Some(_) => "proof         on: read models are compared with the log all the time",
         None => "proof         off (--proof-round 86400 turns it on)",
     });
+    let queue = commands.map(|url| Queue::start(service.clone(), url, settings.nats_command_attempts, show_queue));
     // Before the address is told: whoever reads it may stop the service at once.
     let mut terminate =
         signal(SignalKind::terminate()).map_err(|error| format!("cannot watch for signals: {error}"))?;
@@ -248,6 +254,9 @@ async fn run(settings: Settings) -> Result<(), String> {
     stop.send_replace(true);
     // A server that panicked has ended, too.
     let _ = server.await;
+    if let Some(queue) = queue {
+        queue.stop().await;
+    }
     freshness.abort();
     watch.abort();
     expiry.stop().await;

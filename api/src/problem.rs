@@ -250,6 +250,17 @@ impl Problem {
         }
     }
 
+    /// After what time it is worth trying again, where that is known.
+    pub(crate) fn wait(&self) -> Option<Duration> {
+        self.retry_after.map(Duration::from_secs)
+    }
+
+    /// Whether the caller saw a version that the account has not come to.
+    pub(crate) fn is_ahead(&self) -> bool {
+        let version = |name: &str| self.members.get(name).and_then(Value::as_u64);
+        version("expected") > version("current")
+    }
+
     /// Whether the database did not answer.
     pub(crate) fn is_store_unavailable(&self) -> bool {
         self.code == "store_unavailable"

@@ -34,13 +34,15 @@ pub(crate) struct RequestId(pub(crate) Arc<str>);
 impl RequestId {
     fn of(headers: &HeaderMap) -> Self {
         let given = headers.get(REQUEST_ID).and_then(|value| value.to_str().ok());
+        Self::given(given).unwrap_or_else(|| Self(Uuid::new_v4().to_string().into()))
+    }
+
+    /// The caller's, where it is taken.
+    pub(crate) fn given(id: Option<&str>) -> Option<Self> {
         let is_taken = |id: &&str| {
             (1..=REQUEST_ID_CHARS_MAX).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_graphic())
         };
-        match given.filter(is_taken) {
-            Some(id) => Self(id.into()),
-            None => Self(Uuid::new_v4().to_string().into()),
-        }
+        id.filter(is_taken).map(|id| Self(id.into()))
     }
 }
 

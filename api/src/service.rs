@@ -16,7 +16,10 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-use crate::{access::Access, alerts::Alerts, breaker::Breaker, content::Room, lifetime::Lifetimes, limits::Limits};
+use crate::{
+    access::Access, alerts::Alerts, breaker::Breaker, content::Room, lifetime::Lifetimes, limits::Limits,
+    queue::QueueStatus,
+};
 
 /// How long a read waits for the read models to hold what was written before it.
 const READ_MODEL_PATIENCE: Duration = Duration::from_millis(500);
@@ -44,6 +47,8 @@ pub(crate) struct Parts {
     /// Tells the projector that somebody waits for it.
     pub(crate) hurry: Arc<Notify>,
     pub(crate) publisher: Option<watch::Receiver<PublisherStatus>>,
+    /// The commands from NATS, where they are taken.
+    pub(crate) queue: Option<watch::Receiver<QueueStatus>>,
     pub(crate) metrics: PrometheusHandle,
     /// Who may call.
     pub(crate) access: Arc<Access>,

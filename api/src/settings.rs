@@ -36,6 +36,13 @@ pub(crate) struct Settings {
     /// How long the NATS server remembers message ids, in milliseconds: only the second guard against publishing twice.
     #[arg(long, env, default_value_t = 120_000, value_parser = clap::value_parser!(u64).range(100..=3_600_000))]
     pub(crate) nats_duplicate_window_ms: u64,
+    /// Take commands from the JetStream work queue `CREDIT_COMMANDS`, too. Whoever may publish there moves credits: NATS
+    /// decides who that is, API keys do not.
+    #[arg(long, env, value_parser = clap::builder::BoolishValueParser::new())]
+    pub(crate) nats_commands: bool,
+    /// How often a command from NATS may fail before it goes to the dead letters. What it has to wait for does not count.
+    #[arg(long, env, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub(crate) nats_command_attempts: u32,
     /// How long one request may take, in seconds.
     #[arg(long, env, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=600))]
     pub(crate) request_timeout_seconds: u64,
@@ -144,6 +151,9 @@ impl Settings {
 
     /// What forbids to start, in one line, by whether there is an API key that opens anything.
     pub(crate) fn check(&self, has_key: bool) -> Result<(), String> {
+        if self.nats_commands && self.nats().is_none() {
+            return Err("--nats-commands needs --nats-url, which says where they come from".to_owned());
+        }
         if !self.listen.ip().is_loopback() && !has_key {
             return Err(format!(
                 "--listen {} is refused: without API keys the ledger listens on loopback only, where everything is open; \

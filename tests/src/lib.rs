@@ -9,11 +9,13 @@ pub mod shop;
 pub mod store;
 pub mod tool;
 pub mod vandal;
+pub mod webhook;
 
 pub use load::Load;
 pub use nats::Nats;
 pub use postgres::Postgres;
 pub use service::{Answer, Service, replay_tool, verify_consistent};
+pub use webhook::Webhook;
 
 /// Shows what the parts log, to whoever runs a test with `RUST_LOG` set.
 pub fn show_log() {
