@@ -30,9 +30,9 @@ const SUBJECTS: [&str; 5] = [
 /// The consumer that all processes share.
 const DURABLE: &str = "ledger";
 /// A message that nobody acknowledged, or said to be still at work on, comes again after this time.
-const ACK_WAIT: Duration = Duration::from_secs(10);
+const ACK_WAIT: Duration = Duration::from_secs(6);
 /// How often it is said of a message that it is still worked on.
-const PROGRESS: Duration = Duration::from_secs(3);
+const PROGRESS: Duration = Duration::from_secs(2);
 /// Commands under way at once: as many as make good batches.
 const IN_FLIGHT_MAX: usize = 512;
 /// How long a stop waits for those under way; what is not done by then comes again.

@@ -81,10 +81,18 @@ impl Consumer {
             status.trouble = None;
         });
         let mut looked = Instant::now() - LOOK;
+        let mut left_behind = None;
         loop {
             if looked.elapsed() >= LOOK {
                 looked = Instant::now();
-                self.look(&stream).await?;
+                let now = self.look(&stream).await?;
+                if now.is_some() && now == left_behind {
+                    renew(&stream).await?;
+                    return Err(
+                        "the queue held messages that its consumer had passed over: they are taken again".to_owned()
+                    );
+                }
+                left_behind = now;
             }
             self.shared.until_well().await;
             while self.in_flight.try_join_next().is_some() {}
@@ -117,7 +125,9 @@ impl Consumer {
                 Ok(None) => return Ok(()),
                 Ok(Some(Err(error))) => return Err(error.to_string()),
                 Ok(Some(Ok(message))) => {
-                    let Some(received) = Received::new(context.client(), message) else { continue };
+                    let Some(received) = Received::new(context.client(), message) else {
+                        return Err("what was received does not come from JetStream".to_owned());
+                    };
                     let (shared, dead) = (self.shared.clone(), dead.clone());
                     let mut handling = Box::pin(async move { shared.handle(received, &dead).await });
                     if futures::poll!(&mut handling).is_pending() {
@@ -128,13 +138,26 @@ impl Consumer {
         }
     }
 
-    async fn look(&self, stream: &Stream) -> Result<(), String> {
-        let pending = stream.get_info().await.map_err(|error| error.to_string())?.state.messages;
+    /// Tells how long the queue is, and finds a message that the consumer will never give: one that is still there although
+    /// the consumer has passed it, for good. A nats-server that crashed kept the consumer's state and not the stream's.
+    async fn look(&self, stream: &Stream) -> Result<Option<u64>, String> {
+        let consumer = stream.consumer_info(DURABLE).await.map_err(|error| error.to_string())?;
+        // Asked for second: whatever the consumer had passed by then has to be gone.
+        let state = stream.get_info().await.map_err(|error| error.to_string())?.state;
         #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
-        metrics::gauge!("ledger_nats_commands_pending").set(pending as f64);
-        self.shared.show.send_modify(|status| status.pending = pending);
-        Ok(())
+        metrics::gauge!("ledger_nats_commands_pending").set(state.messages as f64);
+        self.shared.show.send_modify(|status| status.pending = state.messages);
+        let is_passed = state.messages > 0 && state.first_sequence <= consumer.ack_floor.stream_sequence;
+        let is_ahead = consumer.delivered.stream_sequence > state.last_sequence;
+        Ok((is_passed || is_ahead).then_some(state.first_sequence))
     }
+}
+
+/// Makes the consumer anew, so that it begins with the first message that the queue still has. What was done already is a
+/// replay, and what has a letter is not done.
+async fn renew(stream: &Stream) -> Result<(), String> {
+    metrics::counter!("ledger_nats_consumer_renewed_total").increment(1);
+    stream.delete_consumer(DURABLE).await.map(|_| ()).map_err(|error| error.to_string())
 }
 
 /// Opens the queue and the consumer that all processes share, or makes them.

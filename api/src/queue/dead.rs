@@ -156,7 +156,7 @@ impl DeadLetters {
     pub(super) async fn catch_up(&self, queue: &stream::State) -> Result<(), String> {
         self.handled.store(queue.last_sequence, Ordering::Relaxed);
         if queue.messages == 0 {
-            return Ok(());
+            return self.open().await.map(|_| ());
         }
         let mut known = self.known.lock().await;
         self.read_on(&mut known, queue.first_timestamp).await

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_nats::{
     datetime::DateTime,
-    jetstream::{self, AckKind, message::Acker},
+    jetstream::{self, AckKind},
 };
 use bytes::Bytes;
 use ledger_core::Timestamp;
@@ -30,8 +30,8 @@ pub(super) struct Received {
     pub(super) published: DateTime,
     /// Whether it was delivered before, here or elsewhere.
     pub(super) is_repeated: bool,
-    acker: Acker,
     client: async_nats::Client,
+    /// Where the server hears what became of it.
     reply: async_nats::Subject,
 }
 
@@ -40,23 +40,13 @@ impl Received {
     pub(super) fn new(client: async_nats::Client, message: jetstream::Message) -> Option<Self> {
         let info = message.info().ok()?;
         let (sequence, published, is_repeated) = (info.stream_sequence, info.published, info.delivered > 1);
-        let (message, acker) = message.split();
+        let message = message.message;
         let given = message.headers.as_ref().and_then(|headers| headers.get("X-Request-Id"));
         let request_id = RequestId::given(given.map(async_nats::HeaderValue::as_str))
             .unwrap_or_else(|| RequestId(format!("{STREAM}-{sequence}").into()));
         let subject = message.subject.to_string();
         let reply = message.reply?;
-        Some(Self {
-            subject,
-            payload: message.payload,
-            request_id,
-            sequence,
-            published,
-            is_repeated,
-            acker,
-            client,
-            reply,
-        })
+        Some(Self { subject, payload: message.payload, request_id, sequence, published, is_repeated, client, reply })
     }
 
     /// What sets it apart from every other message, also of a stream that was made anew.
@@ -109,7 +99,7 @@ impl Received {
     }
 
     async fn say(&self, kind: AckKind) {
-        if let Err(error) = self.acker.ack_with(kind).await {
+        if let Err(error) = self.client.publish(self.reply.clone(), kind.into()).await {
             tracing::debug!(%error, sequence = self.sequence, "an acknowledgement was not sent");
         }
     }

@@ -79,7 +79,7 @@ impl Chaos {
 
 /// Sends everything, some of it twice, and kills meanwhile; returns when the queue is empty.
 async fn send_all(context: &async_nats::jetstream::Context, chaos: &mut Chaos, all: &[Sent]) {
-    let one_in = u32::try_from(all.len() / CHUNK / 4).expect("few").max(2);
+    let one_in = u32::try_from(all.len() / CHUNK / 2).expect("few").clamp(2, 25);
     for chunk in all.chunks(CHUNK) {
         let publications = chunk.iter().map(|sent| async move {
             publish(context, sent.kind, &Uuid::new_v4().to_string(), sent.payload.clone()).await;
