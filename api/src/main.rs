@@ -156,6 +156,7 @@ async fn run(settings: Settings) -> Result<(), String> {
     let orders = settings.order_status()?.map(OrderStatus::new).transpose()?;
     let metrics = keep_metrics()?;
     let webhook = settings.webhook()?;
+    let commands = settings.commands()?;
     let database = Database::open(&settings.database_url).await.map_err(|error| chain(&error))?;
     tell(&format!("database      {}", database.describe()));
     let is_closed = !settings.listen.ip().is_loopback();
@@ -192,7 +193,6 @@ async fn run(settings: Settings) -> Result<(), String> {
         .map_err(|error| format!("cannot listen on {}: {error}; choose another with --listen", settings.listen))?;
     let address = listener.local_addr().map_err(|error| format!("cannot listen: {error}"))?;
     let (stop, stopping) = watch::channel(false);
-    let commands = settings.nats().filter(|_| settings.nats_commands).map(str::to_owned);
     let (show_queue, queue_status) = watch::channel(QueueStatus::default());
     let (alerts, raised) = Alerts::new();
     let delivery = Delivery::start(raised, Targets { nats_url: settings.nats().map(str::to_owned), webhook });

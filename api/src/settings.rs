@@ -149,11 +149,17 @@ impl Settings {
         files.map(|(certificate, key)| Tls::load(certificate, key)).transpose()
     }
 
+    /// The NATS server to take commands from, if any. `Err` is what is wrong with it, in one line.
+    pub(crate) fn commands(&self) -> Result<Option<String>, String> {
+        match (self.nats_commands, self.nats()) {
+            (false, _) => Ok(None),
+            (true, Some(url)) => Ok(Some(url.to_owned())),
+            (true, None) => Err("--nats-commands needs --nats-url, which says where they come from".to_owned()),
+        }
+    }
+
     /// What forbids to start, in one line, by whether there is an API key that opens anything.
     pub(crate) fn check(&self, has_key: bool) -> Result<(), String> {
-        if self.nats_commands && self.nats().is_none() {
-            return Err("--nats-commands needs --nats-url, which says where they come from".to_owned());
-        }
         if !self.listen.ip().is_loopback() && !has_key {
             return Err(format!(
                 "--listen {} is refused: without API keys the ledger listens on loopback only, where everything is open; \

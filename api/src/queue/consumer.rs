@@ -31,11 +31,13 @@ pub(super) struct Consumer {
     shared: Arc<Shared>,
     /// The messages that are being handled.
     in_flight: JoinSet<()>,
+    /// Whether the last request for messages ended without one.
+    was_given_nothing: bool,
 }
 
 impl Consumer {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, in_flight: JoinSet::new() }
+        Self { shared, in_flight: JoinSet::new(), was_given_nothing: false }
     }
 
     pub(super) async fn run(mut self, nats_url: String) {
@@ -81,18 +83,19 @@ impl Consumer {
             status.trouble = None;
         });
         let mut looked = Instant::now() - LOOK;
-        let mut left_behind = None;
+        let mut wound = None;
         loop {
             if looked.elapsed() >= LOOK {
                 looked = Instant::now();
                 let now = self.look(&stream).await?;
-                if now.is_some() && now == left_behind {
+                if now.is_some() && now == wound {
                     renew(&stream).await?;
                     return Err(
-                        "the queue held messages that its consumer had passed over: they are taken again".to_owned()
+                        "the queue and its consumer disagree since nats-server crashed: the consumer is made anew"
+                            .to_owned(),
                     );
                 }
-                left_behind = now;
+                wound = now;
             }
             self.shared.until_well().await;
             while self.in_flight.try_join_next().is_some() {}
@@ -119,12 +122,14 @@ impl Consumer {
         let deadline = Instant::now() + PULL + PULL_LATE;
         let asked = consumer.batch().max_messages(room).expires(PULL).messages().await;
         let mut messages = asked.map_err(|error| error.to_string())?;
+        self.was_given_nothing = true;
         loop {
             match timeout_at(deadline, messages.next()).await {
                 Err(_) => return Err("the server does not answer".to_owned()),
                 Ok(None) => return Ok(()),
                 Ok(Some(Err(error))) => return Err(error.to_string()),
                 Ok(Some(Ok(message))) => {
+                    self.was_given_nothing = false;
                     let Some(received) = Received::new(context.client(), message) else {
                         return Err("what was received does not come from JetStream".to_owned());
                     };
@@ -138,19 +143,35 @@ impl Consumer {
         }
     }
 
-    /// Tells how long the queue is, and finds a message that the consumer will never give: one that is still there although
-    /// the consumer has passed it, for good. A nats-server that crashed kept the consumer's state and not the stream's.
-    async fn look(&self, stream: &Stream) -> Result<Option<u64>, String> {
+    /// Tells how long the queue is, and whether its consumer looks broken.
+    async fn look(&self, stream: &Stream) -> Result<Option<Wound>, String> {
         let consumer = stream.consumer_info(DURABLE).await.map_err(|error| error.to_string())?;
         // Asked for second: whatever the consumer had passed by then has to be gone.
         let state = stream.get_info().await.map_err(|error| error.to_string())?.state;
         #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
         metrics::gauge!("ledger_nats_commands_pending").set(state.messages as f64);
         self.shared.show.send_modify(|status| status.pending = state.messages);
-        let is_passed = state.messages > 0 && state.first_sequence <= consumer.ack_floor.stream_sequence;
+        let (first, floor) = (state.first_sequence, consumer.ack_floor.stream_sequence);
+        // What is there although the consumer has passed it is never given; what the consumer still wants to give although it
+        // is gone holds up the others.
+        let is_passed = state.messages > 0 && first <= floor;
+        let is_gone = consumer.num_ack_pending > 0 && first > floor + 1;
         let is_ahead = consumer.delivered.stream_sequence > state.last_sequence;
-        Ok((is_passed || is_ahead).then_some(state.first_sequence))
+        if is_passed || is_gone || is_ahead {
+            return Ok(Some(Wound { first, floor, delivered: 0 }));
+        }
+        let is_stalled = self.was_given_nothing && consumer.num_pending > 0;
+        Ok(is_stalled.then_some(Wound { first, floor, delivered: consumer.delivered.consumer_sequence }))
     }
+}
+
+/// A state of the queue and its consumer that does not last in good health: a nats-server that crashed kept newer state of
+/// the one than of the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Wound {
+    first: u64,
+    floor: u64,
+    delivered: u64,
 }
 
 /// Makes the consumer anew, so that it begins with the first message that the queue still has. What was done already is a
