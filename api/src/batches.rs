@@ -13,6 +13,7 @@ use ledger_store::{BatchError, CommandError, Recorded};
 use serde_json::value::RawValue;
 
 use crate::{
+    audit::{Outcome, about::Did},
     body,
     commands::{self, COMMAND_FIELDS, Kind, Named, TRANSACTION_BYTES},
     content,
@@ -111,7 +112,9 @@ async fn run_atomic(service: &Service, id: &RequestId, commands: Vec<Command>) -
                 if recorded.iter().all(|recorded| recorded.replayed) { StatusCode::OK } else { StatusCode::CREATED };
             let mut results = Results::of(recorded.len());
             recorded.iter().for_each(|recorded| results.transaction(recorded));
-            Ok(json(status, results.body()))
+            let mut response = json(status, results.body());
+            response.extensions_mut().insert(did(&recorded, 0));
+            Ok(response)
         }
         Err(BatchError::Rejected { index, rejection }) => {
             let problem = named[index].problem(&CommandError::Rejected(rejection));
@@ -137,6 +140,7 @@ async fn run_each(service: &Service, origin: &Origin, parsed: Vec<Result<Command
         named.push(command.as_ref().map(Named::of).map_err(Clone::clone));
         commands.extend(command);
     }
+    let commands_count = named.len();
     let mut outcomes = service.ledger.execute_each(commands).await.into_iter();
     let mut results = Results::of(named.len());
     let mut done = Vec::with_capacity(named.len());
@@ -154,7 +158,23 @@ async fn run_each(service: &Service, origin: &Origin, parsed: Vec<Result<Command
         }
     }
     count(&done);
-    json(StatusCode::OK, results.body())
+    let refused = commands_count - done.len();
+    let mut response = json(StatusCode::OK, results.body());
+    response.extensions_mut().insert(did(&done, refused));
+    response
+}
+
+/// What the audit says of a batch: figures, and the first transaction, by whose request and actor the others are found.
+fn did(done: &[Recorded], refused: usize) -> Did {
+    let replayed = done.iter().filter(|recorded| recorded.replayed).count();
+    let details = serde_json::Map::from_iter([
+        ("commands".to_owned(), (done.len() + refused).into()),
+        ("recorded".to_owned(), (done.len() - replayed).into()),
+        ("replayed".to_owned(), replayed.into()),
+        ("refused".to_owned(), refused.into()),
+        ("first_transaction_id".to_owned(), done.first().map(|first| first.event.transaction_id.to_string()).into()),
+    ]);
+    Did { details: Some(Box::new(details)), ..Did::of(Outcome::Done) }
 }
 
 /// Counts what was done, by type and outcome.

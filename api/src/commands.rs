@@ -16,6 +16,7 @@ use ledger_store::Recorded;
 
 use crate::{
     access::Scope,
+    audit::{Outcome, about::Did},
     body::{self, Fields, missing},
     content,
     lifetime::LIFETIME_SECONDS_MAX,
@@ -289,7 +290,10 @@ pub(crate) fn insist(command: &mut Command, version: Option<u64>) -> Result<(), 
 
 /// Does a command and answers with its transaction.
 pub(crate) async fn execute(service: &Service, command: Command) -> Result<Response, Problem> {
-    apply(service, command).await.map(|recorded| answer(&recorded))
+    let recorded = apply(service, command).await?;
+    let mut response = answer(&recorded);
+    response.extensions_mut().insert(Did::of(outcome(recorded)));
+    Ok(response)
 }
 
 /// Does a command, from wherever it came.
@@ -304,6 +308,11 @@ pub(crate) async fn apply(service: &Service, command: Command) -> Result<Recorde
     }
 }
 
+/// What the audit says of a command that is done.
+fn outcome(recorded: Recorded) -> Outcome {
+    if recorded.replayed { Outcome::Replayed(recorded.event) } else { Outcome::Recorded(recorded.event) }
+}
+
 /// Counts commands that are done.
 pub(crate) fn count(event_type: EventType, replayed: bool, commands: u64) {
     static COUNTERS: [[OnceLock<metrics::Counter>; 2]; 8] = [const { [const { OnceLock::new() }; 2] }; 8];
@@ -314,7 +323,7 @@ pub(crate) fn count(event_type: EventType, replayed: bool, commands: u64) {
 }
 
 /// Whom a command named, for its refusal.
-pub(crate) struct Named(Option<(Arc<str>, Arc<str>)>);
+pub(crate) struct Named(Option<Account>);
 
 impl Named {
     pub(crate) fn of(command: &Command) -> Self {
@@ -322,12 +331,13 @@ impl Named {
     }
 
     pub(crate) fn of_account(account: &Account) -> Self {
-        Self(Some((account.user_id().clone(), account.credit_type().clone())))
+        Self(Some(account.clone()))
     }
 
     pub(crate) fn problem(&self, error: &ledger_store::CommandError) -> Problem {
-        let (user_id, credit_type) = self.0.as_ref().map(|(user, credit)| (&**user, &**credit)).unzip();
-        Problem::command(error, user_id, credit_type)
+        let names = self.0.as_ref().map(|account| (&**account.user_id(), &**account.credit_type()));
+        let (user_id, credit_type) = names.unzip();
+        Problem::command(error, user_id, credit_type).about(self.0.as_ref())
     }
 }
 

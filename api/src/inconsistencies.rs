@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::{
+    audit::{Outcome, about::Did},
     body, commands, content,
     problem::Problem,
     request::{self, Origin, Path, Query},
@@ -96,12 +97,24 @@ pub(crate) async fn resolve(
     if resolved.note.as_deref() != Some(&*note) {
         return Err(Problem::already_resolved(document(&resolved)));
     }
+    let (about, origin_note) = (account.clone(), note.clone());
+    let mut unlocked = None;
     if let (true, Some(account)) = (unlock, account) {
         let named = commands::Named::of_account(&account);
         let command = unlocking(account, id, &origin, note);
-        service.ledger.execute(command).await.map_err(|error| named.problem(&error))?;
+        unlocked = Some(service.ledger.execute(command).await.map_err(|error| named.problem(&error))?);
     }
-    Ok(request::json(StatusCode::OK, document(&resolved).to_string()))
+    let mut response = request::json(StatusCode::OK, document(&resolved).to_string());
+    let details = serde_json::Map::from_iter([
+        ("inconsistency_id".to_owned(), json!(id)),
+        ("note".to_owned(), json!(&*origin_note)),
+        ("unlock".to_owned(), json!(unlock)),
+    ]);
+    let outcome = unlocked.map_or(Outcome::Done, |recorded| {
+        if recorded.replayed { Outcome::Replayed(recorded.event) } else { Outcome::Recorded(recorded.event) }
+    });
+    response.extensions_mut().insert(Did { outcome, account: about, details: Some(Box::new(details)) });
+    Ok(response)
 }
 
 /// The command that takes the lock back, once.

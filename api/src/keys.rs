@@ -8,7 +8,13 @@ use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use clap::{Args, Subcommand};
 use ledger_store::{Database, error::chain};
 
-use crate::{access::Scopes, limits::Rate};
+use serde_json::{Value, json};
+
+use crate::{
+    access::Scopes,
+    audit::{self, Entry, Outcome},
+    limits::Rate,
+};
 
 pub(crate) use table::all;
 
@@ -141,7 +147,13 @@ async fn make(database: &Database, create: &Create) -> Result<(), String> {
         revoked_at: None,
     };
     table::insert(database, &key).await.map_err(|error| chain(&error))?;
-    print(&secret.0)
+    let details = json!({
+        "prefix": key.prefix, "label": key.label, "scopes": key.scopes.to_string(),
+        "rate_limit": key.rate_limit.map(|rate| rate.to_string()), "expires_at": key.expires_at.map(|at| at.to_rfc3339()),
+    });
+    // The secret is told whether or not the rest comes about: it could not be told again.
+    print(&secret.0)?;
+    record(database, "key_created", details).await
 }
 
 async fn list(database: &Database) -> Result<(), String> {
@@ -177,9 +189,31 @@ async fn revoke(database: &Database, prefix: &str) -> Result<(), String> {
     let prefix = prefix.strip_prefix(BEGINNING).unwrap_or(prefix);
     let prefix = prefix.split('_').next().unwrap_or(prefix);
     match table::revoke(database, prefix, Utc::now()).await.map_err(|error| chain(&error))? {
-        true => print(&format!("revoked {prefix}")),
+        true => {
+            print(&format!("revoked {prefix}"))?;
+            record(database, "key_revoked", json!({ "prefix": prefix })).await
+        }
         false => Err("there is no active key with this prefix; `api keys list` shows them".to_owned()),
     }
+}
+
+/// Writes into the audit who did this, as far as this machine knows.
+async fn record(database: &Database, action: &'static str, details: Value) -> Result<(), String> {
+    let user = std::env::var("USER").unwrap_or_else(|_| "unknown".to_owned());
+    let Value::Object(details) = details else { return Ok(()) };
+    let entry = Entry {
+        action,
+        actor: format!("local:{user}").into(),
+        address: None,
+        request_id: None,
+        account: None,
+        outcome: Outcome::Done,
+        details: Some(Box::new(details)),
+    };
+    let row = audit::table::Row::of(audit::now(), entry);
+    audit::table::insert(database, &[row])
+        .await
+        .map_err(|error| format!("it was done, but the audit could not be written: {}", chain(&error)))
 }
 
 fn print(line: &str) -> Result<(), String> {

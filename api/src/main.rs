@@ -3,6 +3,7 @@
 mod access;
 mod accounts;
 mod alerts;
+mod audit;
 mod backoff;
 mod batches;
 mod body;
@@ -196,6 +197,7 @@ async fn run(settings: Settings) -> Result<(), String> {
     let (show_queue, queue_status) = watch::channel(QueueStatus::default());
     let (alerts, raised) = Alerts::new();
     let delivery = Delivery::start(raised, Targets { nats_url: settings.nats().map(str::to_owned), webhook });
+    let audit = audit::Audit::start(database.clone(), settings.audit, settings.audit_kept_days);
     let service = Service::new(Parts {
         ledger: ledger.clone(),
         database: database.clone(),
@@ -209,6 +211,7 @@ async fn run(settings: Settings) -> Result<(), String> {
         limits: Limits::new(settings.rate_limit),
         lifetimes,
         alerts,
+        audit: audit.clone(),
         breaker: Breaker::default(),
         deadline: settings.deadline(),
         bodies: Room::new(BODY_BYTES_MAX),
@@ -263,6 +266,7 @@ async fn run(settings: Settings) -> Result<(), String> {
     if let Some(prover) = prover {
         prover.stopped().await;
     }
+    audit.stop().await;
     ledger.stop().await;
     if let Some(publisher) = publisher {
         publisher.stop().await;

@@ -7,7 +7,7 @@ use axum::{
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use ledger_core::{InvalidField, Rejection};
+use ledger_core::{Account, InvalidField, Rejection};
 use ledger_store::{CommandError, StoreError, Unavailable, error::chain};
 use projector::balances::ReadError;
 use serde_json::{Map, Value, json};
@@ -28,11 +28,21 @@ pub(crate) struct Problem {
     headers: Option<Box<HeaderMap>>,
     /// After how many seconds it is worth trying again, where that is known better than by [`RETRY_AFTER_SECONDS`].
     retry_after: Option<u64>,
+    /// Whom the refused command was about.
+    account: Option<Box<Account>>,
 }
 
 impl Problem {
     fn new(status: StatusCode, code: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, code, detail: detail.into(), members: Box::default(), headers: None, retry_after: None }
+        Self {
+            status,
+            code,
+            detail: detail.into(),
+            members: Box::default(),
+            headers: None,
+            retry_after: None,
+            account: None,
+        }
     }
 
     fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
@@ -84,6 +94,21 @@ impl Problem {
     /// Names the methods that the path takes.
     pub(crate) fn allowing(self, allow: HeaderValue) -> Self {
         self.with_headers(HeaderMap::from_iter([(header::ALLOW, allow)]))
+    }
+
+    /// Says whom the refused command was about.
+    pub(crate) fn about(mut self, account: Option<&Account>) -> Self {
+        self.account = account.cloned().map(Box::new);
+        self
+    }
+
+    pub(crate) fn account(&self) -> Option<&Account> {
+        self.account.as_deref()
+    }
+
+    /// Whether it is for what the ledger holds, or for who asks, that this is refused: the request itself was sound.
+    pub(crate) fn is_refusal(&self) -> bool {
+        matches!(self.status.as_u16(), 403 | 404 | 409 | 412 | 422 | 423)
     }
 
     /// Adds headers to the answer.

@@ -17,12 +17,17 @@ use uuid::Uuid;
 
 use crate::{
     access::{Caller, Needs},
+    audit::about::About,
     problem::Problem,
     router::Routes,
     service::Service,
 };
 
 pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// Whose connection a request came by: address and port.
+#[derive(Debug, Clone)]
+pub(crate) struct Peer(pub(crate) Arc<str>);
 
 /// The longest request id that is taken from a caller, in characters.
 const REQUEST_ID_CHARS_MAX: usize = 128;
@@ -110,6 +115,7 @@ async fn answer(service: &Service, routes: &Routes, mut request: Request) -> Res
         Ok(caller) => drop(request.extensions_mut().insert(caller)),
         Err(problem) => return problem.into_response(),
     }
+    let about = About::of(service, &request);
     let asks_database = needs.is_some_and(|needs| needs != Needs::Nothing) && request.uri().path() != "/metrics";
     if asks_database && let Err(wait) = service.breaker.admit() {
         return Problem::store_resting(wait).into_response();
@@ -118,6 +124,9 @@ async fn answer(service: &Service, routes: &Routes, mut request: Request) -> Res
         Ok(response) => response,
         Err(never) => match never {},
     };
+    if let Some(about) = about {
+        about.record(service, &response);
+    }
     if asks_database {
         match response.extensions().get::<Problem>() {
             Some(problem) if problem.is_store_unavailable() => service.breaker.failed(),

@@ -8,7 +8,7 @@ use axum::{
 
 use crate::{
     access::{Needs, Scope},
-    accounts, batches, commands, docs, events, freezes, health, inconsistencies, operations, request,
+    accounts, audit, batches, commands, docs, events, freezes, health, inconsistencies, operations, request,
     service::Service,
     stream, transactions,
 };
@@ -54,6 +54,7 @@ pub(crate) const ROUTES: &[Route] = &[
     does("/v1/operations/{operation_id}/compensate", Needs::COMMANDS, || post(operations::compensate)),
     reads("/v1/events", READ, || get(events::read)),
     reads("/v1/events/stream", READ, || get(stream::stream)),
+    reads("/v1/audit", ADMIN, || get(audit::search::search)),
     reads("/v1/inconsistencies", ADMIN, || get(inconsistencies::list)),
     does("/v1/inconsistencies/{inconsistency_id}/resolve", ADMIN, || post(inconsistencies::resolve)),
     reads("/livez", Needs::Nothing, || get(health::live)),

@@ -13,7 +13,12 @@ use tokio::{
     sync::watch,
 };
 
-use crate::{request, router::Routes, service::Service, tls::Tls};
+use crate::{
+    request::{self, Peer},
+    router::Routes,
+    service::Service,
+    tls::Tls,
+};
 
 /// How long a client may take to send a request's headers, and how long a connection may be idle.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -35,8 +40,8 @@ pub(crate) async fn serve(listener: TcpListener, tls: Option<Tls>, service: Serv
             accepted = listener.accept() => accepted,
             _ = stop.wait_for(|stop| *stop) => break,
         };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -48,7 +53,8 @@ pub(crate) async fn serve(listener: TcpListener, tls: Option<Tls>, service: Serv
             tracing::debug!(%error, "a connection closed at once");
             continue;
         }
-        let answers = Answers { server: server.clone(), service: service.clone(), routes: routes.clone() };
+        let peer = Peer(peer.to_string().into());
+        let answers = Answers { server: server.clone(), service: service.clone(), routes: routes.clone(), peer };
         let watcher = graceful.watcher();
         match tls.clone() {
             None => drop(tokio::spawn(answers.give(stream, watcher))),
@@ -70,15 +76,18 @@ struct Answers {
     server: hyper::server::conn::http1::Builder,
     service: Service,
     routes: Routes,
+    peer: Peer,
 }
 
 impl Answers {
     /// Serves a connection until it ends, or until the service stops and what was under way is answered.
     async fn give(self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, watcher: Watcher) {
-        let Self { server, service, routes } = self;
+        let Self { server, service, routes, peer } = self;
         let answer = hyper::service::service_fn(move |request: hyper::Request<hyper::body::Incoming>| {
             let (service, routes) = (service.clone(), routes.clone());
-            async move { Ok::<_, Infallible>(request::serve(service, routes, request.map(Body::new)).await) }
+            let mut request = request.map(Body::new);
+            request.extensions_mut().insert(peer.clone());
+            async move { Ok::<_, Infallible>(request::serve(service, routes, request).await) }
         });
         if let Err(error) = watcher.watch(server.serve_connection(TokioIo::new(stream), answer)).await {
             tracing::debug!(%error, "a connection ended early");

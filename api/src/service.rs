@@ -17,7 +17,7 @@ use tokio::{
 };
 
 use crate::{
-    access::Access, alerts::Alerts, breaker::Breaker, content::Room, lifetime::Lifetimes, limits::Limits,
+    access::Access, alerts::Alerts, audit::Audit, breaker::Breaker, content::Room, lifetime::Lifetimes, limits::Limits,
     queue::QueueStatus,
 };
 
@@ -55,6 +55,7 @@ pub(crate) struct Parts {
     pub(crate) limits: Limits,
     pub(crate) lifetimes: Lifetimes,
     pub(crate) alerts: Alerts,
+    pub(crate) audit: Audit,
     pub(crate) breaker: Breaker,
     /// How long a request may take, in all.
     pub(crate) deadline: Duration,

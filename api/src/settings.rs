@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 
 use crate::{
     alerts::Webhook,
+    audit::Level,
     expiry::Template,
     keys::KeysCommand,
     lifetime::{LIFETIME_SECONDS_MAX, Lifetimes},
@@ -79,6 +80,13 @@ pub(crate) struct Settings {
     /// A row that differs from the log by at most so many units is mended by itself; a larger difference locks its account.
     #[arg(long, env, default_value_t = 99, value_parser = clap::value_parser!(u64).range(0..=ledger_core::MAX_AMOUNT))]
     pub(crate) proof_mends_up_to: u64,
+    /// What is written into the audit: every request that asks for a change, what administrators and the ledger itself do, or
+    /// nothing.
+    #[arg(long, env, value_enum, default_value_t = Level::All)]
+    pub(crate) audit: Level,
+    /// How many days rows of the audit are kept. 0: for ever.
+    #[arg(long, env, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=36_500))]
+    pub(crate) audit_kept_days: u32,
     /// How the log is written.
     #[arg(long, env, default_value = "text", value_parser = ["text", "json"])]
     pub(crate) log_format: String,

@@ -7,10 +7,12 @@ use projector::{
     proof::{Difference, Proof},
     rebuild::{self, RebuildError},
 };
+use serde_json::{Value, json};
 use tokio::runtime::Handle;
 use uuid::Uuid;
 
 use super::{MEND_PATIENCE, Turns, tell, tell::Told};
+use crate::audit::{Entry, Outcome};
 
 /// Accounts that are mended after one proof: each is a replay of its partition. Where more differ, a whole rebuild is the
 /// remedy; the proof goes on with the others in its next turn.
@@ -92,6 +94,7 @@ impl Turns {
             Ok(Ok(mended)) => {
                 tracing::warn!(%user_id, %credit_type, rows = mended.rows_mended, "rows of a read model were mended");
                 metrics::counter!("ledger_proof_mended_rows_total").increment(mended.rows_mended);
+                self.record("mend", account, Outcome::Done, json!({ "rows_mended": mended.rows_mended }));
                 Some("mended")
             }
             Ok(Err(RebuildError::Contradiction { contradiction, .. })) => {
@@ -104,6 +107,20 @@ impl Turns {
             }
             Err(_) => None,
         }
+    }
+
+    /// Writes down what the ledger did by itself.
+    fn record(&self, action: &'static str, account: &Account, outcome: Outcome, details: Value) {
+        let Value::Object(details) = details else { return };
+        self.service.audit.record(Entry {
+            action,
+            actor: BY_PROOF.into(),
+            address: None,
+            request_id: None,
+            account: Some(account.clone()),
+            outcome,
+            details: Some(Box::new(details)),
+        });
     }
 
     /// Locks an account for all that takes value. Each inconsistency locks once: who unlocks the account meanwhile has
@@ -120,6 +137,8 @@ impl Turns {
         match self.service.ledger.execute(guard(account, id, difference.size())).await {
             Ok(recorded) => {
                 tell::locked(&self.service, account, id, difference.size(), &recorded.event);
+                let details = json!({ "inconsistency_id": id, "size": difference.size() });
+                self.record("guard", account, Outcome::Recorded(recorded.event), details);
                 Some("locked")
             }
             Err(error) => {
