@@ -15,7 +15,7 @@ use crate::{
     batch::{Answer, Ask, Batch, Compensate, Draft, Newest, Partitions, Request},
     ledger::{Recorded, Unavailable},
     lookup::{Fetched, Known, Layers},
-    operations::Compensated,
+    operations::{Compensated, Compensation},
     refusals::Refused,
     tail::Tail,
 };
@@ -146,7 +146,7 @@ impl Round<'_> {
         if !refused.is_empty() {
             return Ok(Compensated::Refused(refused));
         }
-        trial.compensations.push(compensate.compensation.clone());
+        trial.compensations.push(Compensation { reversals: size, ..compensate.compensation.clone() });
         building.absorb(trial);
         Ok(Compensated::Now(recorded))
     }

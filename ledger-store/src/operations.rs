@@ -23,7 +23,7 @@ pub const REVERSALS_MAX: usize = 10_000;
 
 const COMPENSATIONS: Table = Table {
     name: "compensations",
-    columns: &["partition", "operation_id", "compensated_at", "request_id", "actor", "reason"],
+    columns: &["partition", "operation_id", "compensated_at", "request_id", "actor", "reason", "reversals"],
 };
 
 const RECORDS: Table = Table {
@@ -40,6 +40,23 @@ pub struct Compensation {
     pub request_id: String,
     pub actor: String,
     pub reason: String,
+    /// How many events reversed it; with none only this row tells of it.
+    pub reversals: u32,
+}
+
+impl Compensation {
+    /// What an event tells of the compensation that it is a part of.
+    pub(crate) fn told_by(event: &Event) -> Option<Self> {
+        (**event.key.code() == *operation::COMPENSATION_CODE).then(|| Self {
+            partition: operation::partition(event.operation_id).number(),
+            operation_id: event.operation_id,
+            compensated_at: Time(event.recorded_at),
+            request_id: event.request_id.to_string(),
+            actor: event.actor.to_string(),
+            reason: "the log tells of it".to_owned(),
+            reversals: event.batch.map_or(1, |mark| mark.size),
+        })
+    }
 }
 
 /// A row of a flow: its opening (number 0), or what became of a step.
@@ -187,6 +204,7 @@ impl Ledger {
                 request_id: asked.request_id.to_string(),
                 actor: asked.actor.to_string(),
                 reason: asked.reason.to_string(),
+                reversals: 0,
             },
             reversals: commands.collect(),
             seen: *operation.seen,
@@ -258,6 +276,35 @@ pub(crate) async fn insert_on_postgres(
     compensations: &[Compensation],
 ) -> Result<(), StoreError> {
     COMPENSATIONS.insert_on_postgres(connection, compensations).await.map(drop)
+}
+
+/// After a restore: the compensations are those that the log tells of, and those that reversed nothing. One whose events
+/// were lost did not happen.
+pub(crate) async fn restore_on_postgres(
+    connection: &mut PgConnection,
+    told: &[Compensation],
+) -> Result<(), StoreError> {
+    let told_of: Vec<_> = told.iter().map(|compensation| compensation.operation_id).collect();
+    sqlx::query("delete from compensations where reversals > 0 and operation_id <> all($1)")
+        .bind(told_of)
+        .execute(&mut *connection)
+        .await?;
+    insert_on_postgres(connection, told).await
+}
+
+/// The same on SQLite.
+pub(crate) async fn restore_on_sqlite(
+    connection: &mut SqliteConnection,
+    told: &[Compensation],
+) -> Result<(), StoreError> {
+    let told_of: Vec<_> = told.iter().map(|compensation| compensation.operation_id).collect();
+    sqlx::query(
+        "delete from compensations where reversals > 0 and operation_id not in (select value from json_each(?))",
+    )
+    .bind(serde_json::to_string(&told_of).expect("ids are JSON"))
+    .execute(&mut *connection)
+    .await?;
+    insert_on_sqlite(connection, told).await
 }
 
 /// Writes compensations in a transaction that has begun.

@@ -8,10 +8,12 @@ use std::sync::Arc;
 use foldhash::HashMap;
 use ledger_core::{AccountId, Epoch, Event, Hash, Head, PARTITIONS, Partition, Position, Timestamp, chain};
 use tokio::{sync::mpsc, task::JoinHandle};
+use uuid::Uuid;
 
 use crate::{
     Database, StoreError,
     index::{HISTORY_STRIDE, IndexEntries, KeyHash, key_run, keys_of},
+    operations::Compensation,
     postgres::Postgres,
     sqlite::Sqlite,
     tail::about,
@@ -206,6 +208,8 @@ pub(crate) struct Produced {
     pub(crate) events: u64,
     /// Earlier restores, as far as the log itself tells of them: an event in a newer epoch than the one before it.
     pub(crate) points: Vec<RestorePoint>,
+    /// The operations that were reversed.
+    pub(crate) compensations: HashMap<Uuid, Compensation>,
 }
 
 /// What the thread that reads hands to the database.
@@ -265,6 +269,9 @@ fn read_partition(
                 // Which archive it was is not written in the log.
                 archive_id: String::new(),
             });
+        }
+        if let Some(compensation) = Compensation::told_by(&event) {
+            produced.compensations.entry(event.operation_id).or_insert(compensation);
         }
         at = event.head();
         if let Some(run) = indexes.add(&event) {

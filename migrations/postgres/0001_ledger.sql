@@ -58,6 +58,7 @@ create table compensations (
     request_id     text        not null,
     actor          text        not null,
     reason         text        not null,
+    reversals      integer     not null check (reversals >= 0),
     primary key (partition, operation_id)
 );
 

@@ -4,7 +4,11 @@ use std::collections::BTreeMap;
 
 use futures::future::join_all;
 use serde_json::{Value, json};
-use tests::{Service, on_both_databases, store::NewDatabase, verify_consistent};
+use tests::{
+    Service, on_both_databases, replay_tool,
+    store::{self, NewDatabase},
+    verify_consistent,
+};
 use uuid::Uuid;
 
 on_both_databases!(
@@ -16,6 +20,7 @@ on_both_databases!(
     orders_that_are_cancelled_from_three_sides_are_reversed_once,
     a_compensation_survives_a_crash_in_the_middle,
     an_operation_is_found_again_however_old_it_is,
+    a_restore_knows_which_operations_are_closed,
 );
 
 fn body(user: &str, amount: u64, code: &str, id: &str, operation: Uuid) -> Value {
@@ -405,4 +410,36 @@ async fn an_operation_is_found_again_however_old_it_is(database: NewDatabase) {
     let compensated = service.post(&format!("/v1/operations/{}/compensate", ids[0]), &json!({})).await.expect(200);
     assert_eq!(compensated["transactions_total"], 6);
     verify_consistent(&database.url);
+}
+
+async fn a_restore_knows_which_operations_are_closed(database: NewDatabase) {
+    let mut service = Service::start(&database.url, &[]);
+    service.credit("ann", 100, "seed").await;
+    let [before, after] = [Uuid::new_v4(), Uuid::new_v4()];
+    for id in [before, after] {
+        service.post("/v1/debits", &body("ann", 30, "order.pay", &id.to_string(), id)).await.expect(201);
+    }
+    service.post(&format!("/v1/operations/{before}/compensate"), &json!({})).await.expect(200);
+    let folder = tempfile::tempdir().expect("a folder");
+    let archive = folder.path().join("archive").display().to_string();
+    assert_eq!(replay_tool(&database.url, &["export", "--out", &archive]).0, 0);
+    service.post(&format!("/v1/operations/{after}/compensate"), &json!({})).await.expect(200);
+    assert_eq!(service.holdings("ann").await, (100, 0, 100));
+    service.terminate();
+
+    // Into a database of the other kind, and back into this one: the second compensation never happened.
+    let other = if database.url.starts_with("sqlite") { store::postgres() } else { store::sqlite() };
+    assert_eq!(replay_tool(&other.url, &["import", "--from", &archive]).0, 0);
+    assert_eq!(replay_tool(&database.url, &["import", "--from", &archive, "--replace"]).0, 0);
+    for url in [&other.url, &database.url] {
+        let service = Service::start(url, &[]);
+        assert_eq!(service.holdings("ann").await, (70, 0, 70));
+        service.post("/v1/debits", &body("ann", 1, "order.late", "1", before)).await.expect(409);
+        assert_eq!(operation(&service, before).await["status"], "compensated");
+        assert_eq!(operation(&service, after).await["status"], "completed");
+        service.post("/v1/debits", &body("ann", 1, "order.late", "2", after)).await.expect(201);
+        service.post(&format!("/v1/operations/{after}/compensate"), &json!({})).await.expect(200);
+        assert_eq!(service.holdings("ann").await, (100, 0, 100));
+        verify_consistent(url);
+    }
 }

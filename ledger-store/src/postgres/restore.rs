@@ -16,6 +16,7 @@ use super::{MIGRATIONS, Postgres, copy, describe, options, version};
 use crate::{
     StoreError,
     index::{IndexEntries, key_run, stored_hash},
+    operations,
     restore::{Found, Log, Part, Parts, RestoreError, RestorePoint, Restored, Target, made_from_log, read_models},
     row::{self, COLUMNS, stored},
     schema,
@@ -179,6 +180,9 @@ async fn fill(
     let points: Vec<_> = produced.points.into_iter().chain(log.points()).collect();
     write_points(&mut transaction, &points).await?;
     let kept = change_places(&mut transaction, target, log, &next, place).await?;
+    // By now the tables of the database that is served are in the search path, those that were taken along among them.
+    let compensations: Vec<_> = produced.compensations.into_values().collect();
+    operations::restore_on_postgres(&mut transaction, &compensations).await?;
     transaction.commit().await?;
     Ok(Restored { events: produced.events, kept })
 }

@@ -18,7 +18,7 @@ use sqlx::{
 
 use super::{MIGRATIONS, Sqlite, index, log, version};
 use crate::{
-    StoreError,
+    StoreError, operations,
     restore::{Found, Log, Part, Parts, RestoreError, RestorePoint, Restored, Target, made_from_log},
     row::{self, stored},
     schema,
@@ -174,6 +174,8 @@ async fn fill(next: &Path, old: &Path, log: &Arc<Log>) -> Result<u64, RestoreErr
     for point in log.points().chain(produced.points) {
         write_point(&mut connection, &point).await?;
     }
+    let compensations: Vec<_> = produced.compensations.into_values().collect();
+    operations::restore_on_sqlite(&mut connection, &compensations).await?;
     sqlx::raw_sql(AssertSqlSafe(format!("{trigger}; commit"))).execute(&mut connection).await?;
     connection.close().await?;
     Ok(produced.events)
