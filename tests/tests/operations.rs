@@ -427,11 +427,10 @@ async fn a_restore_knows_which_operations_are_closed(database: NewDatabase) {
     assert_eq!(service.holdings("ann").await, (100, 0, 100));
     service.terminate();
 
-    // Into a database of the other kind, and back into this one: the second compensation never happened.
-    let other = if database.url.starts_with("sqlite") { store::postgres() } else { store::sqlite() };
-    assert_eq!(replay_tool(&other.url, &["import", "--from", &archive]).0, 0);
-    assert_eq!(replay_tool(&database.url, &["import", "--from", &archive, "--replace"]).0, 0);
-    for url in [&other.url, &database.url] {
+    // Into a new database of either kind: the second compensation never happened there.
+    for database in [store::sqlite(), store::postgres()] {
+        let url = &database.url;
+        assert_eq!(replay_tool(url, &["import", "--from", &archive]).0, 0);
         let service = Service::start(url, &[]);
         assert_eq!(service.holdings("ann").await, (70, 0, 70));
         service.post("/v1/debits", &body("ann", 1, "order.late", "1", before)).await.expect(409);
