@@ -38,6 +38,35 @@ pub enum StoreError {
     Database(#[from] sqlx::Error),
 }
 
+/// What PostgreSQL answers when it ends or refuses a session, or when others are in the way; said of the moment, not of
+/// the data (<https://www.postgresql.org/docs/current/errcodes-appendix.html>).
+const PASSING: [&str; 8] = ["25P03", "40001", "40P01", "53300", "55P03", "57P01", "57P02", "57P03"];
+/// A session that was idle for too long, and the class of lost connections.
+const IDLE_SESSION: &str = "57P05";
+const CONNECTION_CLASS: &str = "08";
+
+impl StoreError {
+    /// Whether the same may succeed a moment later: a connection was lost, none was free, or others held a lock. It says
+    /// nothing about what the database holds.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Database(error) | Self::Migrate(sqlx::migrate::MigrateError::Execute(error)) => is_passing(error),
+            _ => false,
+        }
+    }
+}
+
+fn is_passing(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::PoolTimedOut | sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => true,
+        sqlx::Error::Database(refusal) => refusal.code().is_some_and(|code| {
+            PASSING.contains(&&*code) || code == IDLE_SESSION || code.len() == 5 && code.starts_with(CONNECTION_CLASS)
+        }),
+        _ => false,
+    }
+}
+
 /// An error and what caused it, in one line: Display of each level says one thing.
 #[must_use]
 pub fn chain(error: &StoreError) -> String {

@@ -70,6 +70,9 @@ pub struct Log {
     /// The caller holds PostgreSQL's lock of appends in a session of its own, so that nothing can be written between its
     /// last look at the old ledger and its end. Then it is not waited for here.
     pub appends_are_held: bool,
+    /// What [`standing`] told of the ledger that is replaced before its log was read. When it is something else at the end,
+    /// commands were done meanwhile, and nothing is replaced.
+    pub standing: Option<String>,
 }
 
 /// What was put there.
@@ -97,6 +100,9 @@ pub enum RestoreError {
     NotEmpty(String),
     #[error("{0}")]
     InUse(String),
+    /// Commands were done while the log was put together.
+    #[error("commands were done in {0} after its log was read; nothing was changed: run this again")]
+    WentOn(String),
     /// The events themselves.
     #[error("{0}")]
     Refused(String),
@@ -162,6 +168,26 @@ pub async fn points(database: &Database) -> Result<Vec<RestorePoint>, StoreError
     match database {
         Database::Postgres(database) => database.restore_points().await,
         Database::Sqlite(database) => database.restore_points().await,
+    }
+}
+
+/// Where the log stands, as its heads are stored, whatever they hold: every append changes it. None when the heads cannot
+/// be read, and so nothing can be appended.
+///
+/// # Errors
+///
+/// When the database cannot be asked at this moment.
+pub async fn standing(database: &Database) -> Result<Option<String>, StoreError> {
+    let read = match database {
+        Database::Postgres(database) => database.standing().await,
+        Database::Sqlite(database) => database.standing().await,
+    };
+    match read {
+        Ok(standing) => Ok(standing),
+        Err(error) => {
+            let error = StoreError::from(error);
+            if error.is_passing() { Err(error) } else { Ok(None) }
+        }
     }
 }
 

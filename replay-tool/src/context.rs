@@ -51,18 +51,31 @@ impl From<Outcome> for ExitCode {
 
 /// Why a command could not run: exit code 2, and one line that says what to do.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct Failure(String);
+#[error("{why}")]
+pub(crate) struct Failure {
+    why: String,
+    is_passing: bool,
+}
 
 impl Failure {
     pub(crate) fn new(why: impl Into<String>) -> Self {
-        Self(why.into())
+        Self { why: why.into(), is_passing: false }
+    }
+
+    /// The same may succeed a moment later.
+    pub(crate) fn passing(why: impl Into<String>) -> Self {
+        Self { why: why.into(), is_passing: true }
+    }
+
+    /// Whether the same may succeed a moment later: a connection was lost, or others were in the way.
+    pub(crate) const fn is_passing(&self) -> bool {
+        self.is_passing
     }
 }
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
-        Self(chain(&error))
+        Self { why: chain(&error), is_passing: error.is_passing() }
     }
 }
 
@@ -74,6 +87,7 @@ impl From<sqlx::Error> for Failure {
 
 /// One line for a failure, whatever it is made of.
 pub(crate) fn could_not_run(failure: &Failure) -> ExitCode {
-    eprintln!("replay-tool: {}", failure.0.replace('\n', " "));
+    let remedy = if failure.is_passing && !failure.why.contains("run this again") { "; run this again" } else { "" };
+    eprintln!("replay-tool: {}{remedy}", failure.why.replace('\n', " "));
     ExitCode::from(2)
 }

@@ -89,9 +89,7 @@ pub(crate) async fn run(context: &Context, arguments: &Arguments) -> Result<Outc
         .map_err(|invalid| Failure::new(format!("--id {}", invalid.reason)))?;
     let database = context.open().await?;
     let ledger = Ledger::start(database.clone(), LedgerOptions::default()).await?;
-    // Told before anything is done: whoever is interrupted here can ask for this key.
-    eprintln!("correction {id}");
-    let recorded = correct(&ledger, arguments, key).await;
+    let recorded = correct(&ledger, arguments, key, &id).await;
     ledger.stop().await;
     database.close().await;
     let recorded = recorded?;
@@ -99,7 +97,7 @@ pub(crate) async fn run(context: &Context, arguments: &Arguments) -> Result<Outc
     Ok(Outcome::Consistent)
 }
 
-async fn correct(ledger: &Ledger, arguments: &Arguments, key: BusinessKey) -> Result<Recorded, Failure> {
+async fn correct(ledger: &Ledger, arguments: &Arguments, key: BusinessKey, id: &str) -> Result<Recorded, Failure> {
     let Arguments { account, amount, reason, actor, open_account, .. } = arguments;
     let known = ledger.newest(account).await.map_err(|error| Failure::new(error.to_string()))?;
     if known.is_none() && !open_account {
@@ -130,9 +128,9 @@ async fn correct(ledger: &Ledger, arguments: &Arguments, key: BusinessKey) -> Re
             "{}: {rejection}; nothing was done: replay-tool explain shows the account",
             rejection.code()
         )),
-        CommandError::Unavailable(unavailable) => {
-            Failure::new(format!("{unavailable}; run the same command again: it corrects once"))
-        }
+        CommandError::Unavailable(unavailable) => Failure::new(format!(
+            "{unavailable}; whether correction {id} was done is not known: run the same command again, it corrects once"
+        )),
     })
 }
 
@@ -156,7 +154,7 @@ fn show(context: &Context, id: &str, recorded: &Recorded) {
     }
     let after = &event.after;
     say!(
-        "transaction  {}\nrecorded at  {}\nbalance      {}\nfrozen       {}\navailable    {}\nversion      {}",
+        "correction   {id}\ntransaction  {}\nrecorded at  {}\nbalance      {}\nfrozen       {}\navailable    {}\nversion      {}",
         event.transaction_id,
         event.recorded_at,
         after.balance,

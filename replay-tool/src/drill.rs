@@ -147,6 +147,7 @@ async fn restore_into(
         heads: exported.heads,
         events: Box::new(move |partition| Box::new(events.events(partition))),
         appends_are_held: false,
+        standing: None,
     };
     let summary = restore(scratch.url(), Target::Empty, restored).await?;
     Ok((exported, opened_in, summary))

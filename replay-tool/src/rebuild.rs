@@ -35,7 +35,7 @@ pub(crate) struct Arguments {
     account: Option<Account>,
     /// Replay at most so many events a second, to leave the machine to the service. What is written meanwhile is folded in as
     /// fast as it comes.
-    #[arg(long, value_name = "EVENTS_PER_SECOND")]
+    #[arg(long, value_name = "EVENTS_PER_SECOND", value_parser = parse_rate)]
     max_rate: Option<NonZeroU32>,
 }
 
@@ -53,6 +53,15 @@ impl From<Name> for ReadModel {
             Name::Freezes => Self::Freezes,
         }
     }
+}
+
+fn parse_rate(text: &str) -> Result<NonZeroU32, String> {
+    text.parse().map_err(|_| {
+        format!(
+            "write a whole number from 1 to {}, such as 20000; without --max-rate it is as fast as it can be",
+            u32::MAX
+        )
+    })
 }
 
 pub(crate) async fn run(context: &Context, arguments: &Arguments) -> Result<Outcome, Failure> {

@@ -1,7 +1,7 @@
 //! `replay-tool recover`: a ledger comes back after a disaster, and says what did not.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -12,7 +12,7 @@ use sqlx::Connection;
 use tempfile::TempDir;
 use tests::{
     Load, Nats, Service,
-    children::{bound_to_this_process, kill, signal, spawn},
+    children::{bound_to_this_process, kill, spawn},
     on_both_databases, replay_tool,
     service::program,
     store::NewDatabase,
@@ -22,6 +22,8 @@ use tests::{
 
 #[path = "recover/messages.rs"]
 mod messages;
+#[path = "recover/pause.rs"]
+mod pause;
 #[path = "recover/unlock.rs"]
 mod unlock;
 
@@ -444,69 +446,4 @@ async fn an_archive_of_another_ledger_is_refused(database: NewDatabase) {
     assert!(record["why"].as_str().expect("said").contains("another ledger"), "{record:#}");
     let (code, _) = desk.recover(&database.url, &desk.path("nowhere"), "nowhere-report", &[]);
     assert_eq!(code, 2);
-}
-
-/// Commands wait for a tool that works, are refused in time, and go on once it ended or was killed.
-#[tokio::test(flavor = "multi_thread")]
-async fn writes_are_paused_while_a_database_is_mended_and_go_on_after_it_and_after_a_kill() {
-    let (database, desk) = (tests::store::postgres(), Desk::new());
-    let (archive, ..) = archived_and_gone_on(&database, &desk, &[]).await;
-    let damage = "update balances set balance = balance + 5, available = available + 5";
-    for (round, end) in ["CONT", "KILL"].into_iter().enumerate() {
-        Vandal::arrive(&database.url).await.run(&[damage]).await;
-        let service = Service::start(&database.url, &["--proof-round", "0"]);
-        let folder = desk.path(&format!("report-{round}"));
-        let mut command = bound_to_this_process(program("replay-tool").to_str().expect("a plain path"), "KILL");
-        command
-            .args(["--database-url", &database.url, "recover", "--from", text(&archive), "--report", text(&folder)])
-            .stdout(std::process::Stdio::null());
-        let mut tool = spawn(command);
-        // The backup follows the pause.
-        let record = folder.join("steps.json");
-        let deadline = Instant::now() + Duration::from_secs(30);
-        while !fs::read_to_string(&record).is_ok_and(|steps| steps.contains("gather events")) {
-            assert!(Instant::now() < deadline, "the tool did not come so far");
-            std::thread::yield_now();
-        }
-        signal(&tool, "STOP");
-        let credit = json!({ "user_id": "bob", "credit_type": "points", "amount": 1, "business_code": "paused",
-            "business_id": round.to_string() });
-        let refused = service.post("/v1/credits", &credit).await;
-        assert_eq!((refused.status.as_u16(), refused.text("code")), (503, "store_unavailable"), "{}", refused.body);
-        assert!(refused.headers.contains_key("retry-after"));
-        signal(&tool, end);
-        if end == "CONT" {
-            assert_eq!(tool.wait().expect("our child").code(), Some(0));
-        } else {
-            tool.wait().expect("our child");
-        }
-        let served = async {
-            loop {
-                let answer = service.post("/v1/credits", &credit).await;
-                if answer.status.as_u16() != 503 {
-                    return answer.status.as_u16();
-                }
-            }
-        };
-        let status = tokio::time::timeout(Duration::from_secs(30), served).await.expect("commands go on");
-        assert!([200, 201].contains(&status), "{status}");
-        drop(service);
-        // What the kill left is mended now; a repeat of what was mended finds nothing.
-        let (code, report) = desk.recover(&database.url, &archive, &format!("report-{round}"), &[]);
-        assert_eq!(code, 0, "{report:#}");
-        verify_consistent(&database.url);
-        let dropped: BTreeSet<String> = sqlx::query_scalar::<_, String>(
-            "select table_name::text from information_schema.tables where table_name like 'kept_%'",
-        )
-        .fetch_all(&mut sqlx::PgConnection::connect(&database.url).await.expect("the server runs"))
-        .await
-        .expect("read")
-        .into_iter()
-        .collect();
-        for table in dropped {
-            let mut connection = sqlx::PgConnection::connect(&database.url).await.expect("the server runs");
-            let drop = format!("drop table if exists {table}");
-            sqlx::raw_sql(sqlx::AssertSqlSafe(drop)).execute(&mut connection).await.expect("gone");
-        }
-    }
 }

@@ -64,6 +64,11 @@ impl Postgres {
         Ok(restored)
     }
 
+    /// See [`crate::restore::standing`].
+    pub(crate) async fn standing(&self) -> Result<Option<String>, sqlx::Error> {
+        sqlx::query_scalar(AssertSqlSafe(standing_in("partition_heads"))).fetch_one(self.pool()).await
+    }
+
     pub(crate) async fn restore_points(&self) -> Result<Vec<RestorePoint>, StoreError> {
         let sql = "select partition, epoch, position, hash, (extract(epoch from restored_at) * 1000000)::bigint, archive_id \
             from restores order by epoch, partition";
@@ -102,6 +107,11 @@ impl Postgres {
         connection.close().await?;
         Ok(())
     }
+}
+
+/// Where the log stands, whatever the heads hold.
+fn standing_in(heads: &str) -> String {
+    format!("select string_agg(h::text, ',' order by h::text) from {heads} h")
 }
 
 /// Waits for the lock for a while: the session of a restore that was killed lives until the server notices it.
@@ -435,6 +445,7 @@ async fn change_places_once(
                 return Err(RestoreError::NotEmpty(place.to_owned()));
             }
         } else {
+            refuse_what_went_on(connection, log, served, place).await?;
             let script = format!("create schema {before}");
             sqlx::query(AssertSqlSafe(script)).execute(&mut *connection).await?;
         }
@@ -491,6 +502,23 @@ async fn change_places_once(
     );
     sqlx::raw_sql(AssertSqlSafe(script)).execute(&mut *connection).await?;
     Ok(is_there && target == Target::Replace)
+}
+
+/// Nothing may have been appended since the log was read: who held appends back may have lost the lock without a word.
+async fn refuse_what_went_on(
+    connection: &mut PgConnection,
+    log: &Log,
+    served: &str,
+    place: &str,
+) -> Result<(), RestoreError> {
+    let Some(standing) = &log.standing else { return Ok(()) };
+    let heads = format!("{served}.partition_heads");
+    // Whoever appends now is waited for; whoever comes later waits for us.
+    let lock = format!("lock table {heads} in access exclusive mode");
+    sqlx::query(AssertSqlSafe(lock)).execute(&mut *connection).await?;
+    let now: Option<String> =
+        sqlx::query_scalar(AssertSqlSafe(standing_in(&heads))).fetch_one(&mut *connection).await?;
+    if now.as_ref() == Some(standing) { Ok(()) } else { Err(RestoreError::WentOn(place.to_owned())) }
 }
 
 /// A loop in PL/pgSQL over the tables that were made: `made` is one, `name` its name.

@@ -28,6 +28,9 @@ use crate::{
 const CACHE: &str = "-65536";
 /// A look-up for each row; the events of a new file cannot be there already.
 const CHECK_OF_EACH_INSERT: &str = "events_are_not_replaced";
+/// Where the log stands, whatever the heads hold.
+const STANDING: &str = "select group_concat(concat_ws(' ', quote(partition), quote(epoch), quote(position), quote(hash)), ',') \
+    from (select * from partition_heads order by partition, epoch, position)";
 
 impl Sqlite {
     /// Looks what the file holds.
@@ -76,6 +79,11 @@ impl Sqlite {
             }
         }
         Ok(())
+    }
+
+    /// See [`crate::restore::standing`].
+    pub(crate) async fn standing(&self) -> Result<Option<String>, sqlx::Error> {
+        sqlx::query_scalar(STANDING).fetch_one(self.readers()).await
     }
 
     pub(crate) async fn restore_points(&self) -> Result<Vec<RestorePoint>, StoreError> {
@@ -250,7 +258,7 @@ async fn take_place(mut next: Next, path: &Path, target: Target, log: &Log) -> R
     let mut kept = None;
     let mut old = None;
     if fs::metadata(path).is_ok_and(|file| file.len() > 0) {
-        old = alone(path, target).await?;
+        old = alone(path, target, log.standing.as_deref()).await?;
         if target == Target::Replace {
             let aside = beside(path, &format!(".before-{}", log.epoch.0));
             keep(path, &aside)?;
@@ -279,7 +287,7 @@ async fn take_place(mut next: Next, path: &Path, target: Target, log: &Log) -> R
 
 /// A connection that holds the old file for itself, with its write-ahead log folded in; none when it is too damaged for
 /// that.
-async fn alone(path: &Path, target: Target) -> Result<Option<SqliteConnection>, RestoreError> {
+async fn alone(path: &Path, target: Target, standing: Option<&str>) -> Result<Option<SqliteConnection>, RestoreError> {
     let in_use = || {
         RestoreError::InUse(format!(
             "{} is in use; stop the service (and every other program that has it open), then run this again",
@@ -311,6 +319,12 @@ async fn alone(path: &Path, target: Target) -> Result<Option<SqliteConnection>, 
     }
     if target == Target::Empty && has_events(&mut connection).await.unwrap_or(false) {
         return Err(RestoreError::NotEmpty(path.display().to_string()));
+    }
+    if let Some(standing) = standing {
+        let now: Option<String> = sqlx::query_scalar(STANDING).fetch_one(&mut connection).await?;
+        if now.as_deref() != Some(standing) {
+            return Err(RestoreError::WentOn(path.display().to_string()));
+        }
     }
     Ok(Some(connection))
 }

@@ -82,6 +82,7 @@ pub(crate) async fn import(database_url: &str, archive: &Archive) -> Result<Summ
         heads: archive.manifest.heads,
         events: Box::new(move |partition| Box::new(events.events(partition))),
         appends_are_held: false,
+        standing: None,
     };
     restore(database_url, Target::Empty, restored).await
 }

@@ -7,8 +7,7 @@ use std::{
 
 use ledger_core::{Epoch, Event, Hash, Head, PARTITIONS, Partition, Timestamp};
 use ledger_store::{
-    Database, StoreError,
-    error::chain,
+    Database,
     restore::{Log, RestoreError, Target},
 };
 use projector::rebuild::{self, RebuildError};
@@ -29,6 +28,8 @@ pub(crate) struct Restored {
     pub(crate) events: Box<dyn Fn(Partition) -> Events + Send + Sync>,
     /// The caller holds PostgreSQL's lock of appends in a session of its own.
     pub(crate) appends_are_held: bool,
+    /// Where the ledger that is replaced stood when its log was read: see [`Log::standing`].
+    pub(crate) standing: Option<String>,
 }
 
 /// What a restore came to.
@@ -71,7 +72,7 @@ pub(crate) fn now() -> Timestamp {
 /// When the read models could not be made: `replay-tool rebuild` makes them.
 pub(crate) async fn restore(database_url: &str, target: Target, restored: Restored) -> Result<Summary, Failure> {
     let began = Instant::now();
-    let Restored { archive_id, epoch, heads, events, appends_are_held } = restored;
+    let Restored { archive_id, epoch, heads, events, appends_are_held, standing } = restored;
     let progress = Arc::new(Progress::new("writing"));
     progress.expect(heads.iter().map(|head| head.position.0).sum());
     let shown = progress.clone();
@@ -85,6 +86,7 @@ pub(crate) async fn restore(database_url: &str, target: Target, restored: Restor
         }),
         progress: Box::new(move |events| shown.advance(events)),
         appends_are_held,
+        standing,
     };
     let written = ledger_store::restore::restore(database_url, target, log).await;
     progress.finish();
@@ -113,6 +115,7 @@ pub(crate) async fn make_read_models(database: &Database) -> Result<rebuild::Reb
     bar.finish();
     rebuilt.map_err(|error| match error {
         RebuildError::Store(error) => error.into(),
+        RebuildError::AlreadyRunning => Failure::passing("another rebuild is running; wait for it"),
         other => Failure::new(format!("the log is restored, but the read models were not made: {other}")),
     })
 }
@@ -120,8 +123,8 @@ pub(crate) async fn make_read_models(database: &Database) -> Result<rebuild::Reb
 /// Why nothing was put there, in one line.
 fn failure(error: RestoreError) -> Failure {
     match error {
-        RestoreError::Store(StoreError::Database(error)) => error.into(),
-        RestoreError::Store(error) => Failure::new(chain(&error)),
+        RestoreError::Store(error) => error.into(),
+        RestoreError::WentOn(_) => Failure::passing(error.to_string()),
         other => Failure::new(other.to_string()),
     }
 }

@@ -72,13 +72,23 @@ pub(super) struct Examined {
     /// Where it can be opened.
     pub(super) database: Option<Database>,
     pub(super) heads: Option<[Head; PARTITIONS]>,
+    /// Where the log stood when appends were held back, before it was read for the last time.
+    pub(super) standing: Option<String>,
     pub(super) digest: Option<String>,
     pub(super) findings: Value,
 }
 
 impl Examined {
     fn without(state: State, why: impl Into<String>) -> Self {
-        Self { state, why: why.into(), database: None, heads: None, digest: None, findings: Value::Null }
+        Self {
+            state,
+            why: why.into(),
+            database: None,
+            heads: None,
+            standing: None,
+            digest: None,
+            findings: Value::Null,
+        }
     }
 
     pub(super) fn to_json(&self) -> Value {
@@ -107,6 +117,8 @@ pub(super) async fn examine(url: &str) -> Result<Examined, Failure> {
         // Another version's ledger is not ours to judge.
         Err(StoreError::Schema(why)) if why.contains("schema version") => Err(Failure::new(why)),
         Err(StoreError::NotDurable(why)) => Err(Failure::new(why)),
+        // A connection that was lost says nothing about what is there.
+        Err(error) if error.is_passing() => Err(error.into()),
         Err(error) => Ok(Examined::without(State::Unreadable, chain(&error))),
     }
 }
@@ -159,7 +171,7 @@ async fn tables(url: &str) -> Result<Result<Vec<String>, Examined>, Failure> {
 }
 
 async fn look_inside(database: Database) -> Result<Examined, Failure> {
-    let heads = database.heads().await.ok();
+    let heads = read_heads(&database).await?;
     if heads.is_some_and(|heads| heads.iter().all(|head| head.position.0 == 0)) && has_no_event(&database).await {
         database.close().await;
         return Ok(Examined::without(State::Empty, "the ledger has no event"));
@@ -173,11 +185,21 @@ async fn look_inside(database: Database) -> Result<Examined, Failure> {
             let digest = Some(verified.digest.to_string());
             Examined { state, why, digest, findings: findings_json(&verified.findings), ..Examined::without(state, "") }
         }
+        Err(error) if error.is_passing() => return Err(error.into()),
         Err(error) => Examined::without(State::LogDamaged, format!("the log cannot be replayed: {}", chain(&error))),
     };
     examined.heads = heads;
     examined.database = Some(database);
     Ok(examined)
+}
+
+/// The heads; none when they are damaged beyond reading.
+pub(super) async fn read_heads(database: &Database) -> Result<Option<[Head; PARTITIONS]>, Failure> {
+    match database.heads().await {
+        Ok(heads) => Ok(Some(heads)),
+        Err(error) if error.is_passing() => Err(error.into()),
+        Err(_) => Ok(None),
+    }
 }
 
 async fn has_no_event(database: &Database) -> bool {

@@ -187,8 +187,11 @@ async fn read_database(
     candidates: &mut Writers,
 ) -> Result<Compared, Failure> {
     // What cannot be read is damage, and is counted as such elsewhere.
-    let mut compared =
-        Compared { restores: restored::read_all(database).await.unwrap_or_default(), ..Compared::default() };
+    let restores = match restored::read_all(database).await {
+        Err(error) if error.is_passing() => return Err(error.into()),
+        restores => restores.unwrap_or_default(),
+    };
+    let mut compared = Compared { restores, ..Compared::default() };
     let points = || compared.restores.iter().chain(stream.iter().flat_map(|stream| stream.restores.iter()));
     let mut from = base.heads.map(|head| head.position);
     for restored in points() {

@@ -79,6 +79,10 @@ pub(crate) struct Arguments {
     report: PathBuf,
 }
 
+/// How often all of it is begun anew after a connection was lost or others were in the way, and the first pause before that;
+/// each next one is twice as long.
+const ATTEMPTS: u32 = 5;
+const PAUSE: Duration = Duration::from_secs(1);
 /// How often it is looked whether a projector catches up, and the pause between.
 const CATCH_UP_LOOKS: u32 = 15;
 const CATCH_UP_PAUSE: Duration = Duration::from_millis(200);
@@ -87,7 +91,7 @@ pub(crate) async fn run(context: &Context, arguments: &Arguments) -> Result<Outc
     let anchor = arguments.anchor.as_deref().map(Anchor::read).transpose()?;
     let mut record = Record::open(&arguments.report, &place(&context.database_url))?;
     let mut drill = Drill { context, arguments, anchor, record: &mut record, pause: None };
-    let recovered = drill.run().await;
+    let recovered = drill.run_patiently().await;
     // However it came out, commands go on.
     drill.resume().await;
     match recovered {
@@ -131,6 +135,25 @@ struct Drill<'a> {
 }
 
 impl Drill<'_> {
+    /// Begins anew when the database or the stream was lost on the way: as after a kill, what was done is found again.
+    async fn run_patiently(&mut self) -> Result<Value, Failure> {
+        let mut pause = PAUSE;
+        for _ in 1..ATTEMPTS {
+            let failure = match self.run().await {
+                Err(failure) if failure.is_passing() => failure,
+                done => return done,
+            };
+            // The session that holds appends may be the one that was lost.
+            self.resume().await;
+            self.record.stop(&failure.to_string())?;
+            eprintln!("{failure}; beginning anew");
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+            self.record.go_on()?;
+        }
+        self.run().await
+    }
+
     async fn run(&mut self) -> Result<Value, Failure> {
         let database = match self.restored_before().await? {
             Some(database) => self.finish_restore(database).await?,
@@ -157,7 +180,10 @@ impl Drill<'_> {
             return Ok(None);
         };
         let Ok(database) = Database::open_existing(&self.context.database_url).await else { return Ok(None) };
-        let told = restored::read_all(&database).await.unwrap_or_default();
+        let told = match restored::read_all(&database).await {
+            Err(error) if error.is_passing() => return Err(error.into()),
+            told => told.unwrap_or_default(),
+        };
         let is_it = told.last().is_some_and(|restored| {
             restored.epoch == Epoch(plan.epoch)
                 && restored.archive_id == plan.archive_id
@@ -250,7 +276,8 @@ impl Drill<'_> {
     async fn hold(&mut self, examined: &mut Examined) -> Result<(), Failure> {
         if let Some(database) = &examined.database {
             self.pause(database).await?;
-            examined.heads = database.heads().await.ok();
+            examined.standing = ledger_store::restore::standing(database).await?;
+            examined.heads = examine::read_heads(database).await?;
         }
         Ok(())
     }
@@ -282,6 +309,7 @@ impl Drill<'_> {
             None => self.context.open().await?,
         };
         self.resume().await;
+        let was_rebuilt = self.record.has_ended("rebuild");
         let is_behind = self.is_behind(&database).await?;
         if is_behind {
             // No projector follows the log: what comes next needs the balances.
@@ -289,8 +317,13 @@ impl Drill<'_> {
             let rebuilt = archive::make_read_models(&database).await?;
             self.record.end(json!({ "events": rebuilt.events, "digest": rebuilt.digest }))?;
         }
-        self.fact("action", json!(if is_behind { "rebuilt" } else { "none" }));
-        self.fact("mended", if is_behind { json!(["the read models were behind the log"]) } else { json!([]) });
+        self.fact("action", json!(if is_behind || was_rebuilt { "rebuilt" } else { "none" }));
+        let mended = match (was_rebuilt, is_behind) {
+            (true, _) => json!(["an earlier attempt of this recovery made the read models anew"]),
+            (false, true) => json!(["the read models were behind the log"]),
+            (false, false) => json!([]),
+        };
+        self.fact("mended", mended);
         Ok(database)
     }
 
@@ -349,6 +382,7 @@ impl Drill<'_> {
             heads,
             events: Box::new(move |partition: Partition| events.events(partition)),
             appends_are_held: matches!(self.pause, Some(Pause::Postgres(_))),
+            standing: examined.standing,
         };
         let summary = archive::restore(&self.context.database_url, target, restored).await?;
         self.record.end(json!({ "events": summary.events, "accounts": summary.accounts, "digest": summary.digest,

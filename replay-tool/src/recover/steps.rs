@@ -184,6 +184,20 @@ impl Record {
         self.keep()
     }
 
+    /// Goes on after it stopped by itself.
+    pub(super) fn go_on(&mut self) -> Result<(), Failure> {
+        self.state = State::Running;
+        self.why = None;
+        self.attempts += 1;
+        self.keep()
+    }
+
+    /// Whether a step was done to its end, in this run or an earlier one.
+    pub(super) fn has_ended(&self, step: &str) -> bool {
+        let is_done = |known: &Step| known.seconds.is_some() && known.outcome.get("stopped").is_none();
+        self.steps.iter().any(|known| known.step == step && is_done(known))
+    }
+
     /// Whether a step was begun, in this run or an earlier one.
     pub(super) fn has_begun(&self, step: &str) -> bool {
         self.steps.iter().any(|known| known.step == step)

@@ -77,7 +77,9 @@ pub(super) async fn read(
     if state.messages == 0 {
         return Ok(read);
     }
-    let unreadable = |why: String| gone(format!("the stream {STREAM} cannot be read: {why}"));
+    // It was there a moment ago.
+    let unreadable =
+        |why: String| Failure::passing(gone(format!("the stream {STREAM} cannot be read: {why}")).to_string());
     let consumer =
         stream.create_consumer(OrderedConfig::default()).await.map_err(|error| unreadable(error.to_string()))?;
     let mut messages = consumer.messages().await.map_err(|error| unreadable(error.to_string()))?;

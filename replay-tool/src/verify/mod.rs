@@ -28,6 +28,7 @@ use tokio::task::JoinSet;
 
 use crate::{
     anchor::Anchor,
+    argument::{parse_account, parse_time},
     context::{Context, Failure, Outcome},
     finding::Findings,
     progress::Progress,
@@ -51,7 +52,7 @@ use partition::{Around, Part};
 pub(crate) struct Arguments {
     /// Only this account, along its own events: quick, and says what it does not check. The credit type is what stands
     /// after the last slash.
-    #[arg(long, value_name = "USER/CREDIT_TYPE", value_parser = account_of,
+    #[arg(long, value_name = "USER/CREDIT_TYPE", value_parser = parse_account,
           conflicts_with_all = ["partition", "since", "anchor", "digest_only"])]
     account: Option<Account>,
     /// Only this partition, 0 to 63.
@@ -59,7 +60,7 @@ pub(crate) struct Arguments {
     partition: Option<Partition>,
     /// Only events recorded from this time on (RFC 3339, such as 2026-11-20T12:00:00Z). The states that the events before
     /// it carry are taken for granted.
-    #[arg(long, value_name = "TIME", value_parser = time_of, conflicts_with = "digest_only")]
+    #[arg(long, value_name = "TIME", value_parser = parse_time, conflicts_with = "digest_only")]
     since: Option<Timestamp>,
     /// Write a report that can be read and kept without this tool: one HTML file.
     #[arg(long, value_name = "FILE.html")]
@@ -299,17 +300,7 @@ fn now() -> Timestamp {
     Timestamp::from_micros(micros).unwrap_or_else(|| Timestamp::from_micros(0).expect("1970 is a time"))
 }
 
-fn account_of(text: &str) -> Result<Account, String> {
-    let (user_id, credit_type) =
-        text.rsplit_once('/').ok_or("write USER/CREDIT_TYPE, such as ann/points".to_owned())?;
-    Account::new(user_id, credit_type).map_err(|invalid| invalid.to_string())
-}
-
 fn partition_of(text: &str) -> Result<Partition, String> {
     let number = text.parse().ok().and_then(Partition::new);
     number.ok_or_else(|| format!("write a whole number from 0 to {}", PARTITIONS - 1))
-}
-
-fn time_of(text: &str) -> Result<Timestamp, String> {
-    Timestamp::parse(text).ok_or_else(|| "write a time such as 2026-11-20T12:00:00Z".to_owned())
 }

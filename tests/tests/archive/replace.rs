@@ -34,6 +34,7 @@ fn new_log(events: Vec<Vec<Event>>, heads: [Head; PARTITIONS], epoch: u32) -> Lo
     Log {
         archive_id: "test".to_owned(),
         appends_are_held: false,
+        standing: None,
         epoch: Epoch(epoch),
         heads,
         restored_at: Timestamp::from_micros(1_700_000_000_000_000).expect("a time"),
