@@ -1,5 +1,7 @@
 //! What goes wrong with a database.
 
+use std::io::ErrorKind;
+
 use ledger_core::{Partition, Position};
 
 /// A stored row that is no event: a column holds what the ledger never wrote there.
@@ -57,9 +59,23 @@ impl StoreError {
     }
 }
 
+/// How a connection is lost.
+const LOST: [ErrorKind; 9] = [
+    ErrorKind::BrokenPipe,
+    ErrorKind::ConnectionAborted,
+    ErrorKind::ConnectionRefused,
+    ErrorKind::ConnectionReset,
+    ErrorKind::HostUnreachable,
+    ErrorKind::NetworkUnreachable,
+    ErrorKind::NotConnected,
+    ErrorKind::TimedOut,
+    ErrorKind::UnexpectedEof,
+];
+
 fn is_passing(error: &sqlx::Error) -> bool {
     match error {
-        sqlx::Error::PoolTimedOut | sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => true,
+        sqlx::Error::PoolTimedOut | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => true,
+        sqlx::Error::Io(error) => LOST.contains(&error.kind()),
         sqlx::Error::Database(refusal) => refusal.code().is_some_and(|code| {
             PASSING.contains(&&*code) || code == IDLE_SESSION || code.len() == 5 && code.starts_with(CONNECTION_CLASS)
         }),

@@ -87,7 +87,8 @@ impl Anchor {
     /// Reads any JSON object that has `heads`: what `replay-tool heads` prints, or an archive's manifest.
     pub(crate) fn read(path: &Path) -> Result<Self, Failure> {
         let refused = |why: String| Failure::new(format!("--anchor {}: {why}", path.display()));
-        let bytes = fs::read(path).map_err(|error| refused(format!("cannot be read: {error}")))?;
+        let bytes = fs::read(path)
+            .map_err(|error| refused(format!("cannot be read: {error}; give a file of `replay-tool heads`")))?;
         let document: Value = serde_json::from_slice(&bytes)
             .map_err(|error| refused(format!("is not JSON ({error}); give a file of `replay-tool heads`")))?;
         let heads = heads_of(&document).map_err(|why| refused(format!("{why}; give a file of `replay-tool heads`")))?;

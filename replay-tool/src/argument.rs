@@ -26,6 +26,24 @@ pub(crate) fn parse_time(text: &str) -> Result<Timestamp, String> {
         .ok_or_else(|| format!("{text:?} is no time; write 2026-11-20T12:00:00Z or 2026-11-20"))
 }
 
+/// A count that is not zero.
+pub(crate) fn parse_count(text: &str) -> Result<u64, String> {
+    text.parse().ok().filter(|count| *count > 0).ok_or_else(|| "write a whole number from 1, such as 50".to_owned())
+}
+
+/// A number of seconds.
+pub(crate) fn parse_seconds(text: &str) -> Result<u64, String> {
+    text.parse().map_err(|_| "write a whole number of seconds, such as 300".to_owned())
+}
+
+/// Where a service is.
+pub(crate) fn parse_service_url(text: &str) -> Result<String, String> {
+    if !text.starts_with("http://") && !text.starts_with("https://") {
+        return Err("write where the service is, such as http://127.0.0.1:8080".to_owned());
+    }
+    Ok(text.trim_end_matches('/').to_owned())
+}
+
 /// Who acts, as the events will say.
 pub(crate) fn parse_actor(text: &str) -> Result<String, String> {
     if text.trim().is_empty() || text.chars().count() > 128 || text.chars().any(char::is_control) {

@@ -73,6 +73,16 @@ pub(crate) async fn run(context: &Context, arguments: &Arguments) -> Result<Outc
         None => rebuild_all(&database, &options).await,
     };
     database.close().await;
+    if let (Some(account), Ok((_, document))) = (&arguments.account, &done)
+        && document["events"] == 0
+        && document["rows_mended"] == 0
+    {
+        return Err(Failure::new(format!(
+            "--account: the ledger holds no account {}/{}; write USER/CREDIT_TYPE as in its commands",
+            account.user_id(),
+            account.credit_type()
+        )));
+    }
     show(done, context.json)
 }
 

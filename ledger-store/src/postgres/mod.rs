@@ -63,9 +63,12 @@ impl Postgres {
     pub(crate) async fn open(url: &str, create: bool) -> Result<Self, StoreError> {
         let options = options(url)?;
         let place = describe(&options);
-        let mut connection = PgConnection::connect_with(&options)
-            .await
-            .map_err(|error| StoreError::Address(format!("cannot connect to {place}: {error}")))?;
+        let mut connection = PgConnection::connect_with(&options).await.map_err(|error| {
+            StoreError::Address(format!(
+                "cannot connect to {place}: {}; look at the address, and whether the server runs",
+                said(&error)
+            ))
+        })?;
         // A schema that is up to date is left alone: the service's role need not be the one that migrates.
         if create && !schema::is_current(version(&mut connection).await, &MIGRATIONS) {
             schema::migrator(&MIGRATIONS).run(&mut connection).await?;
@@ -115,6 +118,11 @@ fn options(url: &str) -> Result<PgConnectOptions, StoreError> {
         .application_name("ledger")
         .options(SESSION)
         .disable_statement_logging())
+}
+
+/// What a server said, without the line of its own source that sqlx adds.
+fn said(error: &sqlx::Error) -> String {
+    error.as_database_error().map_or_else(|| error.to_string(), |refusal| refusal.message().to_owned())
 }
 
 fn describe(options: &PgConnectOptions) -> String {

@@ -67,7 +67,9 @@ impl Sqlite {
         let path = options.get_filename().to_path_buf();
         let file = path.display().to_string();
         if !create && !path.is_file() {
-            return Err(StoreError::Schema(format!("there is no file {file}")));
+            return Err(StoreError::Schema(format!(
+                "there is no file {file}; look at the path in the database's address"
+            )));
         }
         let options = options
             .create_if_missing(create)

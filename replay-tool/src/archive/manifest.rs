@@ -125,17 +125,18 @@ impl Manifest {
     /// manifest any more.
     pub(crate) fn read_file(path: &Path) -> Result<Self, Failure> {
         let refused = |what: &str| Failure::new(format!("{}: {what}", path.display()));
-        let text = fs::read(path).map_err(|error| refused(&error.to_string()))?;
-        let mut document: Value =
-            serde_json::from_slice(&text).map_err(|error| refused(&format!("is no manifest: {error}")))?;
+        let text =
+            fs::read(path).map_err(|error| refused(&format!("{error}; name the manifest.json of an archive")))?;
+        let mut document: Value = serde_json::from_slice(&text)
+            .map_err(|error| refused(&format!("is no manifest: {error}; name the manifest.json of an archive")))?;
         if let Some(version) = document.get("format_version").filter(|version| **version != FORMAT_VERSION) {
             return Err(refused(&format!(
                 "has format version {version}, this program reads {FORMAT_VERSION}: use the program that wrote it"
             )));
         }
         let stated = document.as_object_mut().and_then(|fields| fields.remove("manifest_hash"));
-        let manifest: Self =
-            serde_json::from_value(document).map_err(|error| refused(&format!("is no manifest: {error}")))?;
+        let manifest: Self = serde_json::from_value(document)
+            .map_err(|error| refused(&format!("is no manifest: {error}; name the manifest.json of an archive")))?;
         let edited = || refused("was edited: its hash is not the one of its content; take another copy of the archive");
         if manifest.to_text() != text || stated.is_none() {
             return Err(edited());

@@ -12,7 +12,7 @@ use ledger_core::{Account, Position, Timestamp};
 use ledger_store::Database;
 
 use crate::{
-    argument::{parse_account, parse_time},
+    argument::{parse_account, parse_count, parse_time},
     context::{Context, Failure, Outcome, say},
     progress::Progress,
 };
@@ -34,14 +34,18 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     at: Option<Timestamp>,
     /// How many events, and how many possible refunds, to show: the newest ones.
-    #[arg(long, default_value_t = 50, value_name = "N")]
+    #[arg(long, default_value = "50", value_name = "N", value_parser = parse_limit)]
     limit: usize,
     /// Show the events before this version of the account: for the next page.
-    #[arg(long, value_name = "VERSION")]
+    #[arg(long, value_name = "VERSION", value_parser = parse_count)]
     before: Option<u64>,
     /// Write a page with the same, and the balance over the account's whole life as a curve.
     #[arg(long, value_name = "FILE.html")]
     report: Option<PathBuf>,
+}
+
+fn parse_limit(text: &str) -> Result<usize, String> {
+    parse_count(text).and_then(|count| usize::try_from(count).map_err(|error| error.to_string()))
 }
 
 pub(crate) async fn run(context: &Context, arguments: &Arguments) -> Result<Outcome, Failure> {

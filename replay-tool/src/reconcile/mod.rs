@@ -21,7 +21,7 @@ use ledger_core::{Event, Head, Partition, Position, Timestamp};
 use ledger_store::Database;
 
 use crate::{
-    argument::{parse_actor, parse_time},
+    argument::{parse_actor, parse_seconds, parse_service_url, parse_time},
     context::{Context, Failure, Outcome, say},
     progress::Progress,
 };
@@ -92,13 +92,13 @@ pub(crate) struct Arguments {
     settle: bool,
     /// Settle only orders that the ledger did nothing for in so many seconds: others may be on their way just now, and are
     /// left to their own flow.
-    #[arg(long, default_value_t = 0, value_name = "SECONDS")]
+    #[arg(long, default_value = "0", value_name = "SECONDS", value_parser = parse_seconds, allow_hyphen_values = true)]
     quiet_seconds: u64,
     /// Who settles, as the events say.
     #[arg(long, default_value = "replay-tool", value_name = "NAME", value_parser = parse_actor)]
     actor: String,
     /// Where the commands shown are sent to.
-    #[arg(long, default_value = "http://127.0.0.1:8080", value_name = "URL")]
+    #[arg(long, default_value = "http://127.0.0.1:8080", value_name = "URL", value_parser = parse_service_url)]
     service_url: String,
 }
 
@@ -148,7 +148,7 @@ impl From<&Arguments> for Question {
             mandate: arguments
                 .settle
                 .then(|| Mandate { actor: arguments.actor.clone(), quiet_seconds: arguments.quiet_seconds }),
-            service: arguments.service_url.trim_end_matches('/').to_owned(),
+            service: arguments.service_url.clone(),
             ..Self::about(&arguments.orders)
         }
     }
@@ -235,6 +235,8 @@ fn refuse_nonsense(arguments: &Arguments) -> Result<(), Failure> {
     }
     Ok(())
 }
+
+pub(crate) use source::check as check_orders;
 
 /// Compares all orders with the ledger as it stands now. A service may go on writing.
 pub(crate) async fn reconcile(

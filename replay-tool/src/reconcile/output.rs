@@ -116,7 +116,10 @@ fn partial(name: &str) -> String {
 }
 
 fn failed(folder: &Path, error: &std::io::Error) -> Failure {
-    Failure::new(format!("the mismatches cannot be written to {}: {error}", folder.display()))
+    Failure::new(format!(
+        "the mismatches cannot be written to {}: {error}; name a folder that may be written to with --out",
+        folder.display()
+    ))
 }
 
 fn refusal(mismatch: &Mismatch) -> String {

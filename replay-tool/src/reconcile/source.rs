@@ -38,16 +38,27 @@ pub(crate) struct Source {
 
 /// Opens a file by its path, or asks a URL. `authorization` is sent as the header of that name.
 pub(crate) async fn open(orders: &str, authorization: Option<&str>) -> Result<Source, Failure> {
-    if orders.starts_with("http://") || orders.starts_with("https://") {
-        return ask(orders, authorization).await;
-    }
+    if is_url(orders) { ask(orders, authorization).await } else { open_file(orders) }
+}
+
+/// Refuses a file that cannot be read, before anything else is done. An order system is asked when it is needed.
+pub(crate) fn check(orders: &str) -> Result<(), Failure> {
+    if is_url(orders) { Ok(()) } else { open_file(orders).map(drop) }
+}
+
+fn is_url(orders: &str) -> bool {
+    orders.starts_with("http://") || orders.starts_with("https://")
+}
+
+fn open_file(orders: &str) -> Result<Source, Failure> {
     let format = format_of_name(orders).ok_or_else(|| {
         Failure::new(format!(
             "--orders {orders}: the name must end in .csv, .ndjson or .jsonl, so that it tells what is in it"
         ))
     })?;
-    let file =
-        File::open(orders).map_err(|error| Failure::new(format!("--orders {orders} cannot be opened: {error}")))?;
+    let file = File::open(orders).map_err(|error| {
+        Failure::new(format!("--orders {orders} cannot be opened: {error}; name a file that can be read, or a URL"))
+    })?;
     Ok(Source { name: orders.to_owned(), format, reader: Box::new(file) })
 }
 
@@ -75,7 +86,9 @@ async fn ask(url: &str, authorization: Option<&str>) -> Result<Source, Failure> 
     let uri: Uri = url.parse().map_err(|error| Failure::new(format!("--orders is no URL: {error}")))?;
     // A query or user information may hold a secret.
     let name = format!("{}://{}{}", uri.scheme_str().unwrap_or("http"), host(&uri), uri.path());
-    let failed = |why: String| Failure::new(format!("{name}: {why}"));
+    let failed = |why: String| {
+        Failure::new(format!("--orders {name}: {why}; see that the order system answers there, or give a file"))
+    };
     let mut request = Request::get(&uri)
         .header(header::ACCEPT, "application/x-ndjson, text/csv")
         .header(header::USER_AGENT, concat!("replay-tool/", env!("CARGO_PKG_VERSION")));

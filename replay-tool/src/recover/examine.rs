@@ -16,10 +16,11 @@ use crate::{
     verify,
 };
 
-/// The tables without which there is no ledger.
-const TABLES: [&str; 2] = ["events", "partition_heads"];
+/// The table without which there is no ledger; all others can be made from it.
+const EVENTS: &str = "events";
 /// Tables that tell that there was one.
-const TRACES: [&str; 5] = ["index_checkpoints", "balances", "freezes", "projection_checkpoints", "restores"];
+const TRACES: [&str; 6] =
+    ["partition_heads", "index_checkpoints", "balances", "freezes", "projection_checkpoints", "restores"];
 /// Findings that are named in a report; `verify` names more.
 const FINDINGS_MAX: usize = 1_000;
 
@@ -98,25 +99,30 @@ impl Examined {
 }
 
 /// Looks at the database, and changes nothing about it.
-pub(super) async fn examine(url: &str) -> Result<Examined, Failure> {
+pub(super) async fn examine(url: &str, replace: bool) -> Result<Examined, Failure> {
     let tables = match tables(url).await? {
         Ok(tables) => tables,
         Err(examined) => return Ok(examined),
     };
-    let missing: Vec<_> = TABLES.iter().filter(|table| !tables.iter().any(|there| there == *table)).collect();
+    let has_events = tables.iter().any(|there| there == EVENTS);
     let has_traces = TRACES.iter().any(|table| tables.iter().any(|there| there == table));
     let is_file_of_others = url.starts_with("sqlite:") && !tables.is_empty();
-    if missing.len() == TABLES.len() && !has_traces && !is_file_of_others {
+    if !has_events && !has_traces && !is_file_of_others {
         return Ok(Examined::without(State::Empty, "the database holds no ledger"));
     }
-    if let [missing, ..] = missing[..] {
-        return Ok(Examined::without(State::Unreadable, format!("the table {missing} is gone")));
+    if !has_events {
+        return Ok(Examined::without(State::Unreadable, format!("the table {EVENTS} is gone")));
     }
     match Database::open_existing(url).await {
         Ok(database) => look_inside(database).await,
         // Another version's ledger is not ours to judge.
         Err(StoreError::Schema(why)) if why.contains("schema version") => Err(Failure::new(why)),
         Err(StoreError::NotDurable(why)) => Err(Failure::new(why)),
+        // Its events may be all there, and this program does not know how to read them.
+        Err(StoreError::Schema(why)) if !replace => Err(Failure::new(format!(
+            "{why}, but a table {EVENTS} all the same: which version wrote it is not told any more (_sqlx_migrations); give \
+             --replace to restore without it (what is there is kept)"
+        ))),
         // A connection that was lost says nothing about what is there.
         Err(error) if error.is_passing() => Err(error.into()),
         Err(error) => Ok(Examined::without(State::Unreadable, chain(&error))),

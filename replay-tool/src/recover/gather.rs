@@ -66,6 +66,9 @@ pub(super) async fn gather(
     let mut compared = Compared::default();
     if let Some(database) = &examined.database {
         compared = read_database(database, &base, stream.as_ref(), &mut candidates).await?;
+        if let Some(heads) = examined.heads {
+            compare_shorter(&base, heads, &mut compared).await?;
+        }
     }
     let mut restores = compared.restores.clone();
     restores.extend(stream.iter().flat_map(|stream| stream.restores.iter().cloned()));
@@ -224,6 +227,26 @@ async fn read_database(
         }
     }
     Ok(compared)
+}
+
+/// Compares the database's heads with the archive where the archive goes further.
+async fn compare_shorter(base: &Base, heads: [Head; PARTITIONS], compared: &mut Compared) -> Result<(), Failure> {
+    let archive = base.clone();
+    let same = spawn_blocking(move || {
+        let mut same = Vec::new();
+        for partition in Partition::all() {
+            let (archived, head) = (archive.heads[partition.index()], heads[partition.index()]);
+            if Position::ZERO < head.position && head.position < archived.position && head.epoch <= archived.epoch {
+                same.push(archive.hash_at(partition, head.position)? == Some(head.hash));
+            }
+        }
+        Ok::<_, Failure>(same)
+    })
+    .await
+    .unwrap_or_else(|_| Err(Failure::new("the archive could not be read: the task ended early")))?;
+    compared.agree += same.iter().filter(|same| **same).count();
+    compared.differ += same.iter().filter(|same| !**same).count();
+    Ok(())
 }
 
 fn witnesses(anchor: Option<&Anchor>, stream: Option<&stream::Read>, examined: &Examined) -> Vec<Witness> {

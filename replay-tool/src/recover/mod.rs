@@ -88,6 +88,9 @@ const CATCH_UP_LOOKS: u32 = 15;
 const CATCH_UP_PAUSE: Duration = Duration::from_millis(200);
 
 pub(crate) async fn run(context: &Context, arguments: &Arguments) -> Result<Outcome, Failure> {
+    if let Some(orders) = &arguments.orders {
+        reconcile::check_orders(orders)?;
+    }
     let anchor = arguments.anchor.as_deref().map(Anchor::read).transpose()?;
     let mut record = Record::open(&arguments.report, &place(&context.database_url))?;
     let mut drill = Drill { context, arguments, anchor, record: &mut record, pause: None };
@@ -244,7 +247,7 @@ impl Drill<'_> {
         self.fact("archive", archive);
 
         self.record.begin("look at the database")?;
-        let mut examined = examine::examine(&self.context.database_url).await?;
+        let mut examined = examine::examine(&self.context.database_url, self.arguments.replace).await?;
         if matches!(examined.state, State::LogDamaged | State::ReadModelsDamaged) {
             self.hold(&mut examined).await?;
         }

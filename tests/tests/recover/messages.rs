@@ -109,12 +109,15 @@ pub(crate) fn whole_batches(
     archived: &BTreeMap<u64, u64>,
 ) -> BTreeMap<u64, u64> {
     let mut batches: HashMap<&str, Vec<(u64, u64)>> = HashMap::new();
+    let mut sizes: HashMap<&str, u64> = HashMap::new();
     let mut ends: BTreeMap<u64, u64> = BTreeMap::new();
     for (_, event) in &messages.events {
         let (partition, position) = place(event);
         let end = ends.entry(partition).or_insert(0);
         *end = (*end).max(position);
-        batches.entry(event["batch_id"].as_str().expect("only batches")).or_default().push((partition, position));
+        let batch = event["batch_id"].as_str().expect("only batches");
+        batches.entry(batch).or_default().push((partition, position));
+        sizes.insert(batch, event["batch_size"].as_u64().expect("a number"));
     }
     for (partition, position) in holes {
         assert!(*position > archived.get(partition).copied().unwrap_or(0), "the archive has it");
@@ -123,8 +126,9 @@ pub(crate) fn whole_batches(
     }
     loop {
         let before = ends.clone();
-        for members in batches.values() {
-            if members.iter().any(|(partition, position)| *position > ends[partition]) {
+        for (batch, members) in &batches {
+            let is_cut = members.len() as u64 != sizes[batch];
+            if is_cut || members.iter().any(|(partition, position)| *position > ends[partition]) {
                 for (partition, position) in members {
                     let end = ends.get_mut(partition).expect("it was published");
                     *end = (*end).min(position - 1);
