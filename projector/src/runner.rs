@@ -12,11 +12,7 @@ use std::{
 
 use chrono::Utc;
 use ledger_core::{Event, Head, PARTITIONS, Partition, Position, Timestamp, rejection::Contradiction};
-use ledger_store::{
-    Database, StoreError,
-    error::chain,
-    feed::{Feed, Taken},
-};
+use ledger_store::{Database, StoreError, error::chain, feed::Feed};
 use sqlx::postgres::PgListener;
 use tokio::{
     sync::{Notify, watch},
@@ -27,10 +23,9 @@ use tokio::{
 use crate::{
     checkpoint::{self, ReadModel},
     election::{Election, Office},
-    fold::{self, Changes, Rows, Source},
-    inconsistencies::{self, Finding},
-    postgres, sqlite,
 };
+
+mod round;
 
 /// How long a runner that nobody wakes waits before it looks for itself: polling is the truth, waking only makes it quick.
 const POLL: Duration = Duration::from_millis(250);
@@ -318,209 +313,6 @@ impl Rounds {
         Ok(checkpoints)
     }
 
-    /// Applies some events to the read models: those of the feed while nothing else was written, else the database's.
-    async fn round(&mut self) -> Result<Round, StoreError> {
-        let Some(checkpoints) = self.following.take() else { return self.round_from_log().await };
-        let Some(feed) = &self.feed else { return self.round_from_log().await };
-        let taken = feed.take(ROUND_EVENTS_FEED);
-        let Some((news, next)) = continued(&checkpoints, &taken) else { return self.round_from_log().await };
-        let behind = |heads: &[Position; PARTITIONS]| heads.iter().zip(&next).any(|(head, next)| head > next);
-        if taken.waiting == 0 && self.seen.take().is_some_and(|heads| behind(&heads)) {
-            // What was committed when the heads were read is in the feed by now, if this process committed it.
-            return self.round_from_log().await;
-        }
-        if self.looked.elapsed() >= POLL {
-            self.looked = Instant::now();
-            self.seen = Some(self.database.heads().await?.map(|head| head.position)).filter(behind);
-        }
-        if news.is_empty() {
-            self.following = Some(checkpoints);
-            return Ok(if self.seen.is_some() { Round::Done } else { Round::Nothing });
-        }
-        let rows = self.rows(&news).await?;
-        let mut changes = Changes::default();
-        for (partition, events) in &news {
-            for model in ReadModel::ALL {
-                let from = checkpoints[&model][partition.index()];
-                if fold::fold(model, *partition, from, Source::Feed, events, &rows, &mut changes).is_err() {
-                    // What contradicts is found and told by the usual way, from what is stored.
-                    return self.round_from_log().await;
-                }
-            }
-        }
-        let mut after = checkpoints;
-        for step in &changes.steps {
-            if let Some(heads) = after.get_mut(&step.model) {
-                heads[step.partition.index()] = step.to;
-            }
-        }
-        if !self.commit(changes).await? {
-            return Ok(Round::Done);
-        }
-        self.show_progress(next, after[&ReadModel::Balances].map(|head| head.position), taken.waiting_since);
-        self.following = Some(after);
-        Ok(Round::Done)
-    }
-
-    /// Applies some events to the read models, as the database has them.
-    async fn round_from_log(&mut self) -> Result<Round, StoreError> {
-        (self.looked, self.seen) = (Instant::now(), None);
-        // The checkpoints first: heads only grow, so heads that are read later are never behind what was applied before.
-        let checkpoints = self.checkpoints().await?;
-        let heads = self.database.heads().await?;
-        let (events, damages) = self.news(&heads, &checkpoints).await?;
-        if events.is_empty() && damages.is_empty() {
-            self.show(&heads, &checkpoints).await?;
-            self.try_to_follow(checkpoints);
-            return Ok(Round::Nothing);
-        }
-        let rows = self.rows(&events).await?;
-        let mut changes = Changes::default();
-        let mut contradictions = damages;
-        for (partition, events) in &events {
-            for model in ReadModel::ALL {
-                let from = checkpoints[&model][partition.index()];
-                // The other read model may be behind: what this one has already is not applied again.
-                let new = events.partition_point(|event| event.position <= from.position);
-                if let Err(found) =
-                    fold::fold(model, *partition, from, Source::Log, &events[new..], &rows, &mut changes)
-                {
-                    contradictions.push((*partition, model, found));
-                }
-            }
-        }
-        if !contradictions.is_empty() {
-            // Rows that another runner wrote since the checkpoints were read contradict them, too: then begin again.
-            if self.checkpoints().await? != checkpoints {
-                return Ok(Round::Done);
-            }
-            for (partition, model, found) in contradictions {
-                self.halt(partition, model, &found).await?;
-            }
-        }
-        let applied: usize = changes.steps.len();
-        if !self.commit(changes).await? {
-            // Another runner was quicker: start again from what is there.
-            return Ok(Round::Done);
-        }
-        let checkpoints = self.checkpoints().await?;
-        self.show(&heads, &checkpoints).await?;
-        if checkpoints[&ReadModel::Balances].iter().zip(&heads).all(|(at, head)| at.position >= head.position) {
-            self.try_to_follow(checkpoints);
-        }
-        Ok(if applied > 0 { Round::Done } else { Round::Nothing })
-    }
-
-    /// Goes on with the feed, if there is one; should it not go on where the checkpoints are, that is found out.
-    fn try_to_follow(&mut self, checkpoints: Checkpoints) {
-        if self.halted.is_empty() && checkpoints[&ReadModel::Balances] == checkpoints[&ReadModel::Freezes] {
-            self.following = Some(checkpoints);
-        }
-    }
-
-    /// The events after the checkpoints, as many as one round takes, and what is in the way of more: an event that is
-    /// missing or damaged, or a log that ends before its read models.
-    async fn news(
-        &self,
-        heads: &[Head; PARTITIONS],
-        checkpoints: &Checkpoints,
-    ) -> Result<(News, Vec<Found>), StoreError> {
-        let mut room = match self.database {
-            Database::Postgres(_) => ROUND_EVENTS_POSTGRES,
-            Database::Sqlite(_) => ROUND_EVENTS_SQLITE,
-        };
-        let (mut news, mut damages) = (Vec::new(), Vec::new());
-        for partition in Partition::all() {
-            let paused = self.halted.get(&partition).is_some_and(|since| since.elapsed() < RETRY_HALTED);
-            if room == 0 || paused {
-                continue;
-            }
-            let head = heads[partition.index()];
-            for model in ReadModel::ALL {
-                let at = checkpoints[&model][partition.index()];
-                if at.position > head.position || (at.position == head.position && at.hash != head.hash) {
-                    let (expected, found) = (format!("{at:?} or later"), format!("{head:?}"));
-                    let found = Contradiction { position: at.position, field: "head", expected, found };
-                    damages.push((partition, model, found));
-                }
-            }
-            let from = ReadModel::ALL.map(|model| checkpoints[&model][partition.index()].position);
-            let from = from[0].min(from[1]);
-            if head.position <= from {
-                continue;
-            }
-            let mut events = Vec::new();
-            let mut damage = None;
-            for row in self.database.rows_after(partition, from, room).await? {
-                match row {
-                    Ok(event) => events.push(Arc::new(event)),
-                    Err(damaged) => {
-                        damage = Some((damaged.column, damaged.reason));
-                        break;
-                    }
-                }
-            }
-            if events.is_empty() {
-                // The head says that there is one.
-                let position = from.next();
-                let (field, found) = damage.unwrap_or(("position", "is missing".to_owned()));
-                let found = Contradiction { position, field, expected: format!("the event at {position}"), found };
-                damages.push((partition, ReadModel::Balances, found));
-            } else {
-                room -= events.len();
-                news.push((partition, events));
-            }
-        }
-        Ok((news, damages))
-    }
-
-    async fn rows(&self, news: &News) -> Result<Rows, StoreError> {
-        let all = || news.iter().flat_map(|(_, events)| events).map(|event| &**event);
-        let (accounts, freezes) = (fold::accounts_of(all()), fold::freezes_of(all()));
-        let (balances, freezes) = match &self.database {
-            Database::Postgres(database) => (
-                postgres::balances(database.pool(), "balances", &accounts).await?,
-                postgres::freezes(database.pool(), "freezes", &freezes).await?,
-            ),
-            Database::Sqlite(database) => (
-                sqlite::balances(database.readers(), "balances", &accounts).await?,
-                sqlite::freezes(database.readers(), "freezes", &freezes).await?,
-            ),
-        };
-        // A damaged row is as good as missing: the fold meets a contradiction there and stops.
-        Ok(Rows::of(balances.into_iter().flatten(), freezes.into_iter().flatten()))
-    }
-
-    async fn commit(&self, changes: Changes) -> Result<bool, StoreError> {
-        if changes.steps.is_empty() {
-            return Ok(true);
-        }
-        let database = self.database.clone();
-        // A task of its own: whatever becomes of this one, the transaction comes to its end.
-        let task = tokio::spawn(async move {
-            match &database {
-                Database::Postgres(database) => postgres::commit(database.pool(), &changes).await,
-                Database::Sqlite(database) => sqlite::commit(database, &changes).await,
-            }
-        });
-        task.await.unwrap_or_else(|_| Err(StoreError::Inconsistent("the projector's commit ended early".to_owned())))
-    }
-
-    /// A partition's events contradict its rows: it stops, the others go on, and nothing is skipped.
-    async fn halt(&mut self, partition: Partition, model: ReadModel, found: &Contradiction) -> Result<(), StoreError> {
-        if self.halted.insert(partition, Instant::now()).is_none() {
-            tracing::error!(
-                %partition, position = %found.position, read_model = model.name(), field = found.field,
-                expected = %found.expected, found = %found.found,
-                "the log and a read model contradict each other; the partition's read models stop here: run replay-tool verify"
-            );
-            metrics::counter!("ledger_inconsistencies_total", "read_model" => model.name()).increment(1);
-        }
-        // Once, however often it is met.
-        inconsistencies::record(&self.database, &Finding::stopped(partition, model, found)).await?;
-        Ok(())
-    }
-
     /// Publishes how far the read models are.
     async fn show(&mut self, heads: &[Head; PARTITIONS], checkpoints: &Checkpoints) -> Result<(), StoreError> {
         let positions: [Position; PARTITIONS] = std::array::from_fn(|index| {
@@ -566,26 +358,6 @@ impl Rounds {
             changed
         });
     }
-}
-
-/// What a feed brought, by partition, if it goes on where the checkpoints are, and the newest positions then. What is
-/// applied already is left out.
-fn continued(checkpoints: &Checkpoints, taken: &Taken) -> Option<(News, [Position; PARTITIONS])> {
-    let mut next = checkpoints[&ReadModel::Balances].map(|head| head.position);
-    let mut news: [Vec<Arc<Event>>; PARTITIONS] = std::array::from_fn(|_| Vec::new());
-    for event in &taken.events {
-        let index = event.partition.index();
-        if event.position <= next[index] {
-            continue;
-        }
-        if event.position != next[index].next() {
-            return None;
-        }
-        next[index] = event.position;
-        news[index].push(event.clone());
-    }
-    let news = Partition::all().zip(news).filter(|(_, events)| !events.is_empty()).collect();
-    (!taken.lost).then_some((news, next))
 }
 
 fn now() -> Timestamp {
