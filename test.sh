@@ -42,3 +42,5 @@ if command -v cargo-nextest >/dev/null; then
 else
     cargo test --workspace "$@"
 fi
+# What is built only on demand.
+cargo test --package replay-tool --bin replay-tool --features columnar columnar

@@ -83,7 +83,7 @@ pub(crate) async fn run(context: &Context, arguments: &Arguments) -> Result<Outc
     let place = database.describe();
     let folder = WorkFolder::create(arguments.folder.as_deref())?;
     let scratch = Scratch::choose(arguments.scratch_url.as_deref(), &folder, &place).await?;
-    let exported = export(&database, &folder.archive(), None).await;
+    let exported = export(&database, &folder.archive(), None, false).await;
     database.close().await;
     let manifest = match exported? {
         Exported::Done(manifest) => *manifest,

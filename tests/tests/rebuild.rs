@@ -285,8 +285,8 @@ async fn one_account_alone_is_mended_while_the_service_runs(database: NewDatabas
     // Again: there is nothing to mend. An account that never was has no rows.
     let (code, again) = replay_tool(&database.url, &["rebuild", "--account", "user-1/points"]);
     assert_eq!((code, &again["rows_mended"]), (0, &json!(0)), "{again:#}");
-    let (code, nobody) = replay_tool(&database.url, &["rebuild", "--account", "nobody/points"]);
-    assert_eq!((code, &nobody["events"], &nobody["rows_mended"]), (0, &json!(0), &json!(0)), "{nobody:#}");
+    let (code, _) = replay_tool(&database.url, &["rebuild", "--account", "nobody/points"]);
+    assert_eq!(code, 2, "an account that there is not is a slip of the pen");
     for user in 0..9 {
         let account = format!("user-{user}/points");
         let (code, mended) = replay_tool(&database.url, &["rebuild", "--account", &account]);

@@ -12,7 +12,7 @@ use uuid::Uuid;
 use super::{ACQUIRE_TIMEOUT, Postgres, copy::YEAR_2000_MICROS};
 use crate::{
     DamagedRow, StoreError,
-    row::{COLUMN_COUNT, COLUMNS, Damage, EventRow, Texts},
+    row::{COLUMN_COUNT, Damage, EventRow, Texts},
     scan::Rows,
 };
 
@@ -41,12 +41,16 @@ pub(super) fn pool(options: &PgConnectOptions) -> PgPool {
 #[derive(Debug)]
 pub(crate) struct Reader {
     pool: PgPool,
+    /// Without the partition: it is the one that was asked for.
+    columns: String,
     texts: Texts,
 }
 
 impl Postgres {
-    pub(crate) fn reader(&self) -> Reader {
-        Reader { pool: self.bulk.clone(), texts: Texts::default() }
+    /// A reader of these columns, in the place of [`COLUMNS`](crate::row::COLUMNS).
+    pub(crate) fn reader(&self, columns: String) -> Reader {
+        let columns = columns.trim_start_matches("partition, ").to_owned();
+        Reader { pool: self.bulk.clone(), columns, texts: Texts::default() }
     }
 }
 
@@ -60,8 +64,7 @@ impl Reader {
         limit: usize,
     ) -> Result<Rows, StoreError> {
         let to = i64::try_from(to.0).unwrap_or(i64::MAX);
-        // It is the one that was asked for.
-        let columns = COLUMNS.trim_start_matches("partition, ");
+        let columns = &self.columns;
         let copy = format!(
             "copy (select {columns} from events where partition = {partition} and position > {after} and position <= {to} \
              order by position limit {limit}) to stdout (format binary)"
@@ -88,7 +91,7 @@ fn malformed() -> StoreError {
     StoreError::Inconsistent("the database sent a copy of events that cannot be read".to_owned())
 }
 
-/// Reads a row of the columns [`COLUMNS`] but the partition.
+/// Reads a row of the columns [`COLUMNS`](crate::row::COLUMNS) but the partition.
 fn read(bytes: &[u8], partition: Partition, texts: &mut Texts) -> Result<Result<Event, DamagedRow>, StoreError> {
     let mut row = Row(bytes);
     let columns: [u8; 2] = row.take().ok_or_else(malformed)?;

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{BUSY_TIMEOUT, Sqlite, rows};
 use crate::{
     DamagedRow, StoreError,
-    row::{COLUMNS, Damage, EventRow, Texts, stored},
+    row::{Damage, EventRow, Texts, stored},
     scan::Rows,
 };
 
@@ -22,12 +22,14 @@ pub(crate) struct Reader {
     file: std::sync::Arc<str>,
     /// Opened when it is needed first.
     connection: Option<Connection>,
+    columns: String,
     texts: Texts,
 }
 
 impl Sqlite {
-    pub(crate) fn reader(&self) -> Reader {
-        Reader { file: self.file.clone(), connection: None, texts: Texts::default() }
+    /// A reader of these columns, in the place of [`COLUMNS`](crate::row::COLUMNS).
+    pub(crate) fn reader(&self, columns: String) -> Reader {
+        Reader { file: self.file.clone(), connection: None, columns, texts: Texts::default() }
     }
 }
 
@@ -58,7 +60,8 @@ impl Reader {
         limit: usize,
     ) -> Result<Rows, StoreError> {
         let sql = format!(
-            "select {COLUMNS} from events where partition = ? and position > ? and position <= ? order by position limit ?"
+            "select {} from events where partition = ? and position > ? and position <= ? order by position limit ?",
+            self.columns
         );
         let mut statement = connection.prepare(&sql).map_err(failed)?;
         let (to, limit) = (i64::try_from(to.0).unwrap_or(i64::MAX), i64::try_from(limit).unwrap_or(i64::MAX));
@@ -84,7 +87,7 @@ pub(super) fn failed(error: rusqlite::Error) -> StoreError {
     StoreError::Database(sqlx::Error::Io(std::io::Error::other(error)))
 }
 
-/// Reads a row of the columns [`COLUMNS`].
+/// Reads a row of the columns [`COLUMNS`](crate::row::COLUMNS).
 fn read(
     row: &rusqlite::Row<'_>,
     partition: Partition,

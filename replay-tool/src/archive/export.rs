@@ -15,6 +15,7 @@ use serde_json::json;
 use tokio::{sync::mpsc, task::spawn_blocking};
 
 use super::{
+    columnar::Columnar,
     fold::PartitionState,
     manifest::{self, Manifest, PartitionFile, Since, Source},
     records,
@@ -49,13 +50,20 @@ pub(crate) struct Arguments {
     /// Write only the events after another archive, whose manifest.json this is. `import` then needs both, in order.
     #[arg(long, value_name = "FILE")]
     since_manifest: Option<PathBuf>,
+    /// Write the same events by columns, too: events.parquet in the folder, for DuckDB, pandas, Spark and their like. (The
+    /// program must be built with `--features columnar`.)
+    #[arg(long)]
+    columnar: bool,
 }
 
 pub(crate) async fn run(context: &Context, arguments: &Arguments) -> Result<Outcome, Failure> {
     let began = Instant::now();
+    if arguments.columnar {
+        Columnar::check()?;
+    }
     let since = arguments.since_manifest.as_deref().map(Manifest::read_file).transpose()?;
     let database = context.open().await?;
-    let exported = export(&database, &arguments.to, since.as_ref()).await;
+    let exported = export(&database, &arguments.to, since.as_ref(), arguments.columnar).await;
     database.close().await;
     let folder = arguments.to.display();
     match exported? {
@@ -124,7 +132,12 @@ impl From<Failure> for Stopped {
 }
 
 /// Writes the log, as far as it is when this begins, into the folder `to`.
-pub(crate) async fn export(database: &Database, to: &Path, since: Option<&Manifest>) -> Result<Exported, Failure> {
+pub(crate) async fn export(
+    database: &Database,
+    to: &Path,
+    since: Option<&Manifest>,
+    columnar: bool,
+) -> Result<Exported, Failure> {
     let work = Work::create(to)?;
     // Once: the log only grows, so what lies before these heads can be read at any time.
     let heads = database.heads().await?;
@@ -135,9 +148,10 @@ pub(crate) async fn export(database: &Database, to: &Path, since: Option<&Manife
     let progress = Arc::new(Progress::new("exporting"));
     progress.expect(heads.iter().map(|head| head.position.0).sum());
     let (send, pages) = mpsc::channel(WAITING_MAX);
+    let columnar = columnar.then(|| Columnar::create(&work.folder)).transpose()?;
     let task = {
         let (folder, since, progress) = (work.folder.clone(), since.clone(), progress.clone());
-        spawn_blocking(move || write_all(&folder, &heads, since.as_ref(), pages, &progress))
+        spawn_blocking(move || write_all(&folder, &heads, since.as_ref(), columnar, pages, &progress))
     };
     let read = read_all(database, &heads, &send).await;
     drop(send);
@@ -228,6 +242,7 @@ fn write_all(
     folder: &Path,
     heads: &[Head; PARTITIONS],
     since: Option<&Since>,
+    mut columnar: Option<Columnar>,
     mut pages: mpsc::Receiver<(Partition, Vec<Event>)>,
     progress: &Progress,
 ) -> Result<Written, Stopped> {
@@ -259,6 +274,9 @@ fn write_all(
                     && let Some(writer) = &mut writer
                 {
                     writer.add(event)?;
+                    if let Some(columnar) = &mut columnar {
+                        columnar.add(event)?;
+                    }
                 }
                 check_base(partition, &from, &state)?;
             }
@@ -276,6 +294,7 @@ fn write_all(
         accounts += state.balances.len() as u64;
         digests[partition.index()] = state.digest();
     }
+    columnar.map(Columnar::finish).transpose()?;
     Ok((files, digest::combine(&digests), accounts))
 }
 

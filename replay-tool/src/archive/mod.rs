@@ -3,6 +3,7 @@
 //! The manifest names the content of every file by its hash, and bears a hash of itself, so that a torn, edited or mixed
 //! archive is refused as a whole. Whether the events follow one another is checked when they are restored.
 
+mod columnar;
 pub(crate) mod export;
 mod fold;
 pub(crate) mod import;

@@ -100,8 +100,9 @@ async fn explain(database: &Database, arguments: &Arguments, progress: &Progress
     }
     fold.finish().ok_or_else(|| {
         let when = arguments.at.map(|at| format!(" at {at}")).unwrap_or_default();
+        let or = if arguments.at.is_some() { ", or give a later --at" } else { "" };
         Failure::new(format!(
-            "there is no account {}/{}{when}; look at the spelling",
+            "there is no account {}/{}{when}; look at the spelling{or}",
             account.user_id(),
             account.credit_type()
         ))

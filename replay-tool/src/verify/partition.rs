@@ -77,7 +77,10 @@ pub(super) async fn verify(
     let is_whole = replay.position() == Position::ZERO;
     beside.places.begin_after(replay.position());
     beside.reach(Position::ZERO, &mut replay);
-    let mut scan = database.scan(partition, replay.position(), end);
+    let mut scan = match around.depth {
+        Depth::Full => database.scan(partition, replay.position(), end),
+        Depth::Fold => database.scan_for_fold(partition, replay.position(), end),
+    };
     loop {
         let rows = scan.next().await?;
         if rows.is_empty() {
