@@ -172,7 +172,7 @@ where
 async fn fill_partition(shared: &Shared, filler: &mut Filler, partition: Partition) -> Result<Filled, RebuildError> {
     let head = shared.heads[partition.index()];
     let mut replay = Replay::new(partition, &shared.models);
-    let mut scan = shared.database.scan_for_fold(partition, Position::ZERO, head.position);
+    let mut scan = shared.database.scan(partition, Position::ZERO, head.position);
     while replay.at.position < head.position {
         let rows = scan.next().await?;
         if rows.is_empty() {
