@@ -7,7 +7,7 @@ use ledger_store::{Database, StoreError, feed::Taken};
 
 use super::{
     Checkpoints, Found, News, POLL, RETRY_HALTED, ROUND_EVENTS_FEED, ROUND_EVENTS_POSTGRES, ROUND_EVENTS_SQLITE, Round,
-    Rounds, now,
+    Rounds,
 };
 use crate::{
     checkpoint::ReadModel,
