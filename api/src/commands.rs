@@ -292,7 +292,7 @@ pub(crate) fn insist(command: &mut Command, version: Option<u64>) -> Result<(), 
 pub(crate) async fn execute(service: &Service, command: Command) -> Result<Response, Problem> {
     let recorded = apply(service, command).await?;
     let mut response = answer(&recorded);
-    response.extensions_mut().insert(Did::of(outcome(recorded)));
+    response.extensions_mut().insert(Did::of(outcome(&recorded)));
     Ok(response)
 }
 
@@ -309,8 +309,9 @@ pub(crate) async fn apply(service: &Service, command: Command) -> Result<Recorde
 }
 
 /// What the audit says of a command that is done.
-fn outcome(recorded: Recorded) -> Outcome {
-    if recorded.replayed { Outcome::Replayed(recorded.event) } else { Outcome::Recorded(recorded.event) }
+pub(crate) fn outcome(recorded: &Recorded) -> Outcome {
+    let event = recorded.event.clone();
+    if recorded.replayed { Outcome::Replayed(event) } else { Outcome::Recorded(event) }
 }
 
 /// Counts commands that are done.

@@ -3,6 +3,7 @@
 use std::{panic::AssertUnwindSafe, time::Duration};
 
 use futures::FutureExt;
+use ledger_core::Account;
 use ledger_store::Recorded;
 use serde_json::{Map, Value, json};
 use tokio::time::{Instant, interval_at, timeout};
@@ -13,7 +14,14 @@ use super::{
     dead::{DeadLetters, Letter},
     message::Received,
 };
-use crate::{alerts::Alert, backoff, breaker::Position, commands, problem::Problem};
+use crate::{
+    alerts::Alert,
+    audit::{Entry, Outcome},
+    backoff,
+    breaker::Position,
+    commands,
+    problem::Problem,
+};
 
 /// How long the database may take to show that it is well.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(1);
@@ -58,6 +66,7 @@ impl Shared {
             Ok(recorded) => {
                 count(if recorded.replayed { "replayed" } else { "recorded" });
                 self.attempts.forget(&id);
+                self.note(received, commands::outcome(&recorded), None);
                 return received.acknowledge().await;
             }
             Err(problem) => problem,
@@ -73,10 +82,28 @@ impl Shared {
                 received.put_back(pause).await;
             }
             Verdict::Dead { attempts } => {
+                if problem.is_refusal() {
+                    self.note(received, Outcome::Refused(problem.code()), problem.account().cloned());
+                }
                 self.bury(&Letter { received, problem: &problem, attempts }, dead).await;
                 self.attempts.forget(&id);
             }
         }
+    }
+
+    /// Writes into the audit what became of a command.
+    fn note(&self, received: &Received, outcome: Outcome, account: Option<Account>) {
+        let Ok(kind) = received.kind() else { return };
+        let origin = received.origin();
+        self.service.audit.record(Entry {
+            action: kind.name(),
+            actor: origin.caller.actor,
+            address: None,
+            request_id: Some(origin.id.0),
+            account,
+            outcome,
+            details: None,
+        });
     }
 
     /// Does the command as the HTTP route does.
@@ -95,8 +122,9 @@ impl Shared {
     async fn run(&self, received: &Received) -> Result<Recorded, Problem> {
         let origin = received.origin();
         let kind = received.kind()?;
-        let command = commands::read(kind, received.body()?, &origin)?;
+        let mut command = commands::read(kind, received.body()?, &origin)?;
         let service = &self.service;
+        service.lifetimes.apply(&service.ledger, &mut command).await?;
         service.limits.take(&origin.caller, &service.database, std::slice::from_ref(&command)).await?;
         commands::apply(service, command).await
     }

@@ -92,7 +92,8 @@ async fn a_letter_that_is_put_back_is_done_once(database: NewDatabase) {
 
 async fn a_command_does_what_the_route_does(database: NewDatabase) {
     let nats = Nats::start();
-    let service = Service::start(&database.url, &["--nats-url", &nats.url(), "--nats-commands"]);
+    let service =
+        Service::start(&database.url, &["--nats-url", &nats.url(), "--nats-commands", "--freeze-lifetime", "3600"]);
     let context = jetstream(&nats).await;
     let mut headers = async_nats::HeaderMap::new();
     headers.insert("X-Request-Id", "checkout-17");
@@ -124,8 +125,18 @@ async fn a_command_does_what_the_route_does(database: NewDatabase) {
     let partition = &first["partition"];
     let log = service.get(&format!("/v1/events?partition={partition}&after=0")).await.expect(200);
     assert_eq!(log["items"][0]["actor"], "nats", "{log}");
+    // What a setting adds to freezes it adds here, too; and the audit knows of each.
+    send(&context, "freeze", &account("ann", 1, "held")).await;
+    until_empty(&context).await;
+    assert!(of("held").await["expires_at"].is_string());
+    let audited = super::until("the audit has it", || async {
+        let audit = service.get("/v1/audit?request_id=checkout-17").await.expect(200);
+        audit["items"].as_array().and_then(|items| items.first()).cloned()
+    })
+    .await;
+    assert_eq!((&audited["action"], &audited["actor"]), (&json!("credit"), &json!("nats")), "{audited}");
     // The same over HTTP is a replay, and what is over there is one here.
     let again = service.post("/v1/credits", &command).await;
     assert_eq!((again.status.as_u16(), &again.body["transaction_id"]), (200, &first["transaction_id"]));
-    assert_eq!(service.holdings("ann").await, (30, 0, 30));
+    assert_eq!(service.holdings("ann").await, (30, 1, 29));
 }
