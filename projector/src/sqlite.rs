@@ -183,17 +183,56 @@ pub(crate) async fn heads(connection: &mut SqliteConnection) -> Result<[Head; PA
     row::heads("the log", rows)
 }
 
-/// Writes a round: rows and checkpoints in one transaction. False when a checkpoint is not where the round began.
-pub(crate) async fn commit(database: &Sqlite, changes: &Changes) -> Result<bool, StoreError> {
+/// Rows that are written in one turn. Commands wait for a turn: the fewer rows, the shorter.
+const ROWS_OF_A_TURN: usize = 128;
+
+/// Writes a round, some partitions at a time: each partition's rows and checkpoints in one transaction, by compare-and-set.
+/// False when another runner was faster somewhere; what was written before that stands.
+pub(crate) async fn commit(database: &Sqlite, mut changes: Changes) -> Result<bool, StoreError> {
+    changes.balances.sort_unstable_by_key(|balance| balance.account.id());
+    changes.freezes.sort_unstable_by_key(|freeze| (freeze.account.partition(), freeze.position));
+    changes.steps.sort_unstable_by_key(|step| step.partition);
+    let (mut balances, mut freezes, mut steps) = (&*changes.balances, &*changes.freezes, &*changes.steps);
+    while let Some(first) = steps.first() {
+        // At least one partition, and more as long as the turn stays short.
+        let mut last = first.partition;
+        let upto = |last: Partition| {
+            (
+                balances.partition_point(|balance| balance.account.partition() <= last),
+                freezes.partition_point(|freeze| freeze.account.partition() <= last),
+                steps.partition_point(|step| step.partition <= last),
+            )
+        };
+        for step in steps {
+            let (some, others, _) = upto(step.partition);
+            if some + others <= ROWS_OF_A_TURN {
+                last = step.partition;
+            }
+        }
+        let (some, others, these) = upto(last);
+        if !commit_some(database, &steps[..these], &balances[..some], &freezes[..others]).await? {
+            return Ok(false);
+        }
+        (balances, freezes, steps) = (&balances[some..], &freezes[others..], &steps[these..]);
+    }
+    Ok(true)
+}
+
+async fn commit_some(
+    database: &Sqlite,
+    steps: &[Step],
+    balances: &[Balance],
+    freezes: &[Freeze],
+) -> Result<bool, StoreError> {
     let mut turn = database.relaxed_turn().await?;
     let connection = turn.connection();
     begin(connection).await?;
     let written = async {
-        if !take_steps(connection, &changes.steps).await? {
+        if !take_steps(connection, steps).await? {
             return Ok(false);
         }
-        write_balances(connection, "balances", &changes.balances).await?;
-        write_freezes(connection, "freezes", &changes.freezes).await?;
+        write_balances(connection, "balances", balances).await?;
+        write_freezes(connection, "freezes", freezes).await?;
         Ok::<_, StoreError>(true)
     }
     .await;

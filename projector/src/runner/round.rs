@@ -199,7 +199,7 @@ impl Rounds {
         let task = tokio::spawn(async move {
             match &database {
                 Database::Postgres(database) => postgres::commit(database.pool(), &changes).await,
-                Database::Sqlite(database) => sqlite::commit(database, &changes).await,
+                Database::Sqlite(database) => sqlite::commit(database, changes).await,
             }
         });
         task.await.unwrap_or_else(|_| Err(StoreError::Inconsistent("the projector's commit ended early".to_owned())))
