@@ -2,13 +2,15 @@
 
 use chrono::{DateTime, Utc};
 use ledger_core::{Account, Partition, Timestamp, TransactionId};
-use ledger_store::{Database, StoreError};
-use serde_json::{Map, Value, json};
+use ledger_store::{Database, StoreError, sqlite};
+use serde_json::{Map, Value};
 use sqlx::{AssertSqlSafe, Row as _};
 use uuid::Uuid;
 
 use super::{Entry, Outcome};
 
+/// Rows that are written to SQLite in one turn: commands wait for it.
+const ROWS_OF_A_TURN: usize = 64;
 /// Rows that are deleted at once.
 const SLICE: i64 = 1_000;
 
@@ -74,7 +76,7 @@ pub(crate) fn id_at(millis: i64, random: [u8; 10]) -> Uuid {
     uuid::Builder::from_unix_timestamp_millis(u64::try_from(millis).unwrap_or(0), &random).into_uuid()
 }
 
-/// Writes rows in one transaction, which need not wait for the disk.
+/// Writes rows, which need not wait for the disk. Those that are there already stay: after a failure all may be written again.
 pub(crate) async fn insert(database: &Database, rows: &[Row]) -> Result<(), StoreError> {
     match database {
         Database::Postgres(database) => {
@@ -104,29 +106,33 @@ pub(crate) async fn insert(database: &Database, rows: &[Row]) -> Result<(), Stor
             transaction.commit().await?;
         }
         Database::Sqlite(database) => {
-            let values: Vec<_> = rows
-                .iter()
-                .map(|row| {
-                    json!([
-                        row.partition,
-                        row.id,
-                        row.at,
-                        row.action,
-                        row.outcome,
-                        row.actor,
-                        row.address,
-                        row.request_id,
-                        row.user_id,
-                        row.credit_type,
-                        row.transaction_id,
-                        row.details
-                    ])
-                })
-                .collect();
-            let fields: Vec<_> = (0..12).map(|index| format!("value ->> {index}")).collect();
-            let sql = format!("insert or ignore into audit ({COLUMNS}) select {} from json_each(?)", fields.join(", "));
-            let mut turn = database.relaxed_turn().await?;
-            sqlx::query(AssertSqlSafe(sql)).bind(Value::Array(values).to_string()).execute(turn.connection()).await?;
+            // In the order of the key, so that a turn touches few pages.
+            let mut sorted: Vec<_> = rows.iter().collect();
+            sorted.sort_unstable_by_key(|row| (row.partition, row.id));
+            for some in sorted.chunks(ROWS_OF_A_TURN) {
+                let sql = format!(
+                    "insert or ignore into audit ({COLUMNS}) select * from ({}) where column1 is not null",
+                    sqlite::values(sqlite::padded(some.len()), 12)
+                );
+                let mut insert = sqlx::query(AssertSqlSafe(sql));
+                for row in some {
+                    insert = insert
+                        .bind(i64::from(row.partition))
+                        .bind(row.id.to_string())
+                        .bind(row.at.to_string())
+                        .bind(&row.action)
+                        .bind(&row.outcome)
+                        .bind(&row.actor)
+                        .bind(&row.address)
+                        .bind(&row.request_id)
+                        .bind(&row.user_id)
+                        .bind(&row.credit_type)
+                        .bind(row.transaction_id.map(|id| id.to_string()))
+                        .bind(&row.details);
+                }
+                let mut turn = database.relaxed_turn().await?;
+                insert.execute(turn.connection()).await?;
+            }
         }
     }
     Ok(())
