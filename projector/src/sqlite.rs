@@ -184,7 +184,7 @@ pub(crate) async fn heads(connection: &mut SqliteConnection) -> Result<[Head; PA
 }
 
 /// Rows that are written in one turn. Commands wait for a turn: the fewer rows, the shorter.
-const ROWS_OF_A_TURN: usize = 128;
+const ROWS_OF_A_TURN: usize = 64;
 
 /// Writes a round, some partitions at a time: each partition's rows and checkpoints in one transaction, by compare-and-set.
 /// False when another runner was faster somewhere; what was written before that stands.
