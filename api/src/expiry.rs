@@ -35,7 +35,7 @@ const ELECTION: Duration = Duration::from_secs(1);
 /// Freezes of each partition that are looked at in one go, settled ones too.
 const PAGE: u32 = 64;
 /// Freezes that are released by one batch: callers' commands wait meanwhile.
-const BATCH: usize = 72;
+const BATCH: usize = 36;
 /// Every partition is looked at from its beginning within about six hours.
 const TURN: Duration = Duration::from_secs(6 * 3_600 / PARTITIONS as u64);
 /// How often a backlog is counted, and how many rows of each partition are looked at for it.

@@ -1,5 +1,7 @@
 //! Which path is answered by what, and what each asks of its caller.
 
+use std::sync::Arc;
+
 use axum::{
     Router,
     http::Method,
@@ -68,7 +70,8 @@ pub(crate) const ROUTES: &[Route] = &[
 #[derive(Clone)]
 pub(crate) struct Routes {
     router: Router,
-    needs: matchit::Router<Vec<(Method, Needs)>>,
+    /// Shared: routes are cloned for each request.
+    needs: Arc<matchit::Router<Vec<(Method, Needs)>>>,
 }
 
 impl Routes {
@@ -87,7 +90,7 @@ impl Routes {
             .method_not_allowed_fallback(request::method_not_allowed)
             .fallback(request::no_such_route)
             .with_state(service);
-        Self { router, needs }
+        Self { router, needs: Arc::new(needs) }
     }
 
     /// What a request needs; `None` when it leads to no route.

@@ -20,10 +20,10 @@ use crate::{
 pub(crate) struct Trial {
     #[arg(long, value_enum)]
     database: Kind,
-    /// One or more, with commas between them.
-    #[arg(long, default_value = "singles", value_delimiter = ',',
-        value_parser = ["singles", "hot", "mix", "reads", "b100", "b1000", "b10000"])]
-    scenario: Vec<String>,
+    /// One or more of singles, hot, mix, reads, b100, b1000, b10000 with commas between them; at5000 offers 5,000 single
+    /// commands a second, whether or not the service keeps up.
+    #[arg(long, default_value = "singles", value_delimiter = ',', value_parser = load)]
+    scenario: Vec<Load>,
     #[arg(long, default_value_t = 8)]
     seconds: u64,
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
@@ -36,6 +36,36 @@ pub(crate) struct Trial {
     folder: PathBuf,
 }
 
+/// A load that can be tried.
+#[derive(Debug, Clone, Copy)]
+enum Load {
+    Singles,
+    Offered(u32),
+    Hot,
+    Mix,
+    Reads,
+    Batches(u32),
+}
+
+fn load(name: &str) -> Result<Load, String> {
+    Ok(match name {
+        "singles" => Load::Singles,
+        "hot" => Load::Hot,
+        "mix" => Load::Mix,
+        "reads" => Load::Reads,
+        "b100" => Load::Batches(100),
+        "b1000" => Load::Batches(1_000),
+        "b10000" => Load::Batches(10_000),
+        other => match other.strip_prefix("at").map(str::parse) {
+            Some(Ok(per_second @ 1..)) => Load::Offered(per_second),
+            _ => return Err("must be singles, hot, mix, reads, b100, b1000, b10000 or such as at5000".to_owned()),
+        },
+    })
+}
+
+/// Connections of an offered load: so many that a request rarely waits for a free one.
+const OFFERED_CONNECTIONS: usize = 256;
+
 pub(crate) async fn run(trial: &Trial) {
     let cluster = (trial.database == Kind::Postgres).then(|| start_cluster(&trial.folder));
     let subject = Subject::start(cluster.as_ref(), &trial.folder);
@@ -45,17 +75,22 @@ pub(crate) async fn run(trial: &Trial) {
     let (uniform, zipf) = (Accounts::Uniform(trial.accounts), Accounts::Zipf(trial.accounts));
     for (number, scenario) in trial.scenario.iter().enumerate() {
         // The same scenario may come twice.
-        let load = &format!("{scenario}{number}");
-        let batches = |size, connections| Batches::sources(load, uniform, size, connections);
-        let (series, figures) = match scenario.as_str() {
-            "singles" => (Series::Singles, subject.closed(&mut Singles::sources(load, uniform, n), warm, length).await),
-            "hot" => (Series::Hot, subject.closed(&mut Singles::sources(load, Accounts::Hot, n), warm, length).await),
-            "mix" => (Series::Mix, subject.closed(&mut Shop::sources(load, zipf, n), warm, length).await),
-            "reads" => (Series::Reads, subject.closed(&mut Reads::sources(load, uniform, n), warm, length).await),
-            "b100" => (Series::batches(100), subject.closed(&mut batches(100, 8), warm, length).await),
-            "b1000" => (Series::batches(1_000), subject.closed(&mut batches(1_000, 8), warm, length).await),
-            "b10000" => (Series::batches(10_000), subject.closed(&mut batches(10_000, 4), warm, length).await),
-            other => unreachable!("{other} is none of the scenarios that are taken"),
+        let load = &format!("load{number}");
+        let singles = |accounts, connections| Singles::sources(load, accounts, connections);
+        let (series, figures) = match *scenario {
+            Load::Singles => (Series::Singles, subject.closed(&mut singles(uniform, n), warm, length).await),
+            Load::Offered(per_second) => {
+                let mut sources = singles(uniform, OFFERED_CONNECTIONS);
+                (Series::Singles, subject.open(&mut sources, per_second.into(), warm, length).await)
+            }
+            Load::Hot => (Series::Hot, subject.closed(&mut singles(Accounts::Hot, n), warm, length).await),
+            Load::Mix => (Series::Mix, subject.closed(&mut Shop::sources(load, zipf, n), warm, length).await),
+            Load::Reads => (Series::Reads, subject.closed(&mut Reads::sources(load, uniform, n), warm, length).await),
+            Load::Batches(size) => {
+                let connections = if size > 1_000 { 4 } else { 8 };
+                let mut sources = Batches::sources(load, uniform, size, connections);
+                (Series::batches(size), subject.closed(&mut sources, warm, length).await)
+            }
         };
         let began = Instant::now();
         subject.settle().await;

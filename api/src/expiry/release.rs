@@ -24,7 +24,7 @@ use crate::{
 const CODE: &str = "system.auto_unfreeze";
 const ACTOR: &str = "system";
 /// The least pause after a batch, and how many times as long as the batch took it is otherwise: callers' commands come first.
-const PAUSE: Duration = Duration::from_millis(20);
+const PAUSE: Duration = Duration::from_millis(12);
 const PAUSE_SHARE: f64 = 0.5;
 /// The pause when the writer takes no more.
 const BUSY: Duration = Duration::from_secs(1);
