@@ -1,9 +1,12 @@
 //! The read models on PostgreSQL.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use ledger_core::{AccountId, Balance, Freeze, Head, PARTITIONS, Partition, Position, Timestamp};
 use ledger_store::StoreError;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool, Postgres as Driver, Row, postgres::PgRow};
+use tokio::time::sleep;
 
 use crate::{
     checkpoint::{ReadModel, Step},
@@ -14,6 +17,13 @@ use crate::{
 
 /// Rows of one statement.
 const ROWS: usize = 10_000;
+/// A round of so many rows or fewer is written some at a time with pauses between them: the commands' tasks and sessions
+/// want the cores, too, and would wait for the whole of it. A larger one is a backlog, which ought to end.
+const CALM_ROWS: usize = 2_500;
+/// Rows of one statement of such a round: a millisecond's work.
+const CALM_STATEMENT_ROWS: usize = 96;
+/// The pause after each of them. Timers tick in milliseconds.
+const CALM_PAUSE: Duration = Duration::from_millis(1);
 
 /// A read model's checkpoint in every partition.
 pub(crate) async fn checkpoints<'c>(
@@ -184,11 +194,29 @@ pub(crate) async fn commit(pool: &PgPool, changes: &Changes) -> Result<bool, Sto
     balances.sort_unstable_by_key(|balance| balance.account.id());
     let (opened, there): (Vec<_>, Vec<_>) =
         balances.into_iter().partition(|balance| changes.opened.contains(&balance.account.id()));
-    update_balances(&mut transaction, &there).await?;
-    write_balances(&mut transaction, "balances", &opened).await?;
-    write_freezes(&mut transaction, "freezes", &changes.freezes).await?;
+    let freezes = in_order(&changes.freezes);
+    let is_calm = there.len() + opened.len() + freezes.len() <= CALM_ROWS;
+    let rows = if is_calm { CALM_STATEMENT_ROWS } else { ROWS };
+    for rows in there.chunks(rows) {
+        update_balances(&mut transaction, rows).await?;
+        pause(is_calm).await;
+    }
+    for rows in opened.chunks(rows) {
+        write_balances(&mut transaction, "balances", rows).await?;
+        pause(is_calm).await;
+    }
+    for rows in freezes.chunks(rows) {
+        write_freezes(&mut transaction, "freezes", rows).await?;
+        pause(is_calm).await;
+    }
     transaction.commit().await?;
     Ok(true)
+}
+
+async fn pause(is_calm: bool) {
+    if is_calm {
+        sleep(CALM_PAUSE).await;
+    }
 }
 
 /// Moves each checkpoint by compare-and-set, one read model after the other and each in ascending order of partitions.
@@ -296,14 +324,19 @@ pub(crate) async fn write_balances(
     Ok(())
 }
 
-/// Inserts or replaces rows of `table`, which is `freezes` or the one that will take its place.
+/// Freezes in the order of their places.
+pub(crate) fn in_order(freezes: &[Freeze]) -> Vec<&Freeze> {
+    let mut freezes: Vec<_> = freezes.iter().collect();
+    freezes.sort_unstable_by_key(|freeze| (freeze.account.partition(), freeze.position));
+    freezes
+}
+
+/// Inserts or replaces rows of `table`, which is `freezes` or the one that will take its place, in the order of their places.
 pub(crate) async fn write_freezes(
     connection: &mut PgConnection,
     table: &str,
-    freezes: &[Freeze],
+    freezes: &[&Freeze],
 ) -> Result<(), StoreError> {
-    let mut sorted: Vec<_> = freezes.iter().collect();
-    sorted.sort_unstable_by_key(|freeze| (freeze.account.partition(), freeze.position));
     let sql = format!(
         "insert into {table} as t ({FREEZE_COLUMNS}) \
          select * from unnest($1::smallint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], \
@@ -312,7 +345,7 @@ pub(crate) async fn write_freezes(
          on conflict (partition, position) do update set remaining = excluded.remaining, \
              captured = excluded.captured, released = excluded.released, status = excluded.status"
     );
-    for rows in sorted.chunks(ROWS) {
+    for rows in freezes.chunks(ROWS) {
         sqlx::query(AssertSqlSafe(sql.clone()))
             .bind(rows.iter().map(|row| i16::from(row.account.partition().number())).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| stored(row.position.0)).collect::<Vec<_>>())

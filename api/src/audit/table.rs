@@ -1,16 +1,22 @@
 //! The table `audit` on both databases.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use ledger_core::{Account, Partition, Timestamp, TransactionId};
 use ledger_store::{Database, StoreError, sqlite};
 use serde_json::{Map, Value};
 use sqlx::{AssertSqlSafe, Row as _};
+use tokio::time::sleep;
 use uuid::Uuid;
 
 use super::{Entry, Outcome};
 
 /// Rows that are written to SQLite in one turn: commands wait for it.
 const ROWS_OF_A_TURN: usize = 64;
+/// Rows of one statement on PostgreSQL, a millisecond's work, and the pause after it: commands want the cores, too.
+const ROWS_OF_A_STATEMENT: usize = 128;
+const PAUSE: Duration = Duration::from_millis(1);
 /// Rows that are deleted at once.
 const SLICE: i64 = 1_000;
 
@@ -78,6 +84,9 @@ pub(crate) fn id_at(millis: i64, random: [u8; 10]) -> Uuid {
 
 /// Writes rows, which need not wait for the disk. Those that are there already stay: after a failure all may be written again.
 pub(crate) async fn insert(database: &Database, rows: &[Row]) -> Result<(), StoreError> {
+    // In the order of the key, so that few pages are touched at a time.
+    let mut rows: Vec<_> = rows.iter().collect();
+    rows.sort_unstable_by_key(|row| (row.partition, row.id));
     match database {
         Database::Postgres(database) => {
             let mut transaction = database.pool().begin().await?;
@@ -87,29 +96,29 @@ pub(crate) async fn insert(database: &Database, rows: &[Row]) -> Result<(), Stor
                      $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::uuid[], \
                      $12::text[]) on conflict do nothing"
             );
-            let texts = |of: fn(&Row) -> Option<&str>| rows.iter().map(of).collect::<Vec<_>>();
-            sqlx::query(AssertSqlSafe(sql))
-                .bind(rows.iter().map(|row| row.partition).collect::<Vec<_>>())
-                .bind(rows.iter().map(|row| row.id).collect::<Vec<_>>())
-                .bind(rows.iter().map(|row| DateTime::<Utc>::from(row.at)).collect::<Vec<_>>())
-                .bind(texts(|row| Some(&row.action)))
-                .bind(texts(|row| Some(&row.outcome)))
-                .bind(texts(|row| Some(&row.actor)))
-                .bind(texts(|row| row.address.as_deref()))
-                .bind(texts(|row| row.request_id.as_deref()))
-                .bind(texts(|row| row.user_id.as_deref()))
-                .bind(texts(|row| row.credit_type.as_deref()))
-                .bind(rows.iter().map(|row| row.transaction_id).collect::<Vec<_>>())
-                .bind(texts(|row| row.details.as_deref()))
-                .execute(&mut *transaction)
-                .await?;
+            for rows in rows.chunks(ROWS_OF_A_STATEMENT) {
+                let texts = |of: fn(&Row) -> Option<&str>| rows.iter().map(|row| of(row)).collect::<Vec<_>>();
+                sqlx::query(AssertSqlSafe(sql.clone()))
+                    .bind(rows.iter().map(|row| row.partition).collect::<Vec<_>>())
+                    .bind(rows.iter().map(|row| row.id).collect::<Vec<_>>())
+                    .bind(rows.iter().map(|row| DateTime::<Utc>::from(row.at)).collect::<Vec<_>>())
+                    .bind(texts(|row| Some(&row.action)))
+                    .bind(texts(|row| Some(&row.outcome)))
+                    .bind(texts(|row| Some(&row.actor)))
+                    .bind(texts(|row| row.address.as_deref()))
+                    .bind(texts(|row| row.request_id.as_deref()))
+                    .bind(texts(|row| row.user_id.as_deref()))
+                    .bind(texts(|row| row.credit_type.as_deref()))
+                    .bind(rows.iter().map(|row| row.transaction_id).collect::<Vec<_>>())
+                    .bind(texts(|row| row.details.as_deref()))
+                    .execute(&mut *transaction)
+                    .await?;
+                sleep(PAUSE).await;
+            }
             transaction.commit().await?;
         }
         Database::Sqlite(database) => {
-            // In the order of the key, so that a turn touches few pages.
-            let mut sorted: Vec<_> = rows.iter().collect();
-            sorted.sort_unstable_by_key(|row| (row.partition, row.id));
-            for some in sorted.chunks(ROWS_OF_A_TURN) {
+            for some in rows.chunks(ROWS_OF_A_TURN) {
                 let sql = format!(
                     "insert or ignore into audit ({COLUMNS}) select * from ({}) where column1 is not null",
                     sqlite::values(sqlite::padded(some.len()), 12)

@@ -127,7 +127,7 @@ impl NextTables for Next {
         let mut balances: Vec<_> = changes.balances.iter().collect();
         balances.sort_unstable_by_key(|balance| balance.account.id());
         postgres::write_balances(&mut self.connection, "balances_next", &balances).await?;
-        postgres::write_freezes(&mut self.connection, "freezes_next", &changes.freezes).await?;
+        postgres::write_freezes(&mut self.connection, "freezes_next", &postgres::in_order(&changes.freezes)).await?;
         Ok(())
     }
 

@@ -98,7 +98,7 @@ impl super::Turn for Turn {
         let mut balances: Vec<_> = changes.balances.iter().collect();
         balances.sort_unstable_by_key(|balance| balance.account.id());
         postgres::write_balances(self.connection(), "balances", &balances).await?;
-        postgres::write_freezes(self.connection(), "freezes", &changes.freezes).await?;
+        postgres::write_freezes(self.connection(), "freezes", &postgres::in_order(&changes.freezes)).await?;
         let resolved = sqlx::query(
             "update inconsistencies set resolved_at = now(), resolved_by = $5, outcome = coalesce(outcome, 'mended') \
              where partition = $1 and resolved_at is null and projection in ('balances', 'freezes') \
