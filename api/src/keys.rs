@@ -14,6 +14,7 @@ use crate::{
     access::Scopes,
     audit::{self, Entry, Outcome},
     limits::Rate,
+    settings::whole,
 };
 
 pub(crate) use table::all;
@@ -109,7 +110,7 @@ pub(crate) struct Create {
     #[arg(long)]
     scopes: Scopes,
     /// After how many days it ends. Left out: never.
-    #[arg(long, value_parser = clap::value_parser!(i64).range(1..=DAYS_MAX))]
+    #[arg(long, value_parser = whole::<i64>(1..=DAYS_MAX))]
     expires_in_days: Option<i64>,
     /// Its own limit, such as 5/10: 5 commands a second, burst 10, per user and credit type.
     #[arg(long)]

@@ -1,6 +1,6 @@
 //! What can be set: each is a flag and an environment variable.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{fmt::Display, net::SocketAddr, ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Parser, Subcommand};
 
@@ -13,6 +13,16 @@ use crate::{
     limits::Rate,
     tls::Tls,
 };
+
+/// Reads a whole number within a range. (What clap says itself of `x` is only that a digit is invalid.)
+pub(crate) fn whole<T: FromStr + PartialOrd + Display + Copy + Send + Sync + 'static>(
+    range: RangeInclusive<T>,
+) -> impl Fn(&str) -> Result<T, String> + Clone + Send + Sync {
+    move |text| {
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        number.ok_or_else(|| format!("must be a whole number from {} to {}", range.start(), range.end()))
+    }
+}
 
 /// The credit ledger's HTTP service. Without arguments it keeps its data in ./ledger.db and listens on 127.0.0.1:8080.
 #[derive(Debug, Parser)]
@@ -35,20 +45,20 @@ pub(crate) struct Settings {
     #[arg(long, env, hide_env_values = true)]
     pub(crate) nats_url: Option<String>,
     /// How long the NATS server remembers message ids, in milliseconds: only the second guard against publishing twice.
-    #[arg(long, env, default_value_t = 120_000, value_parser = clap::value_parser!(u64).range(100..=3_600_000))]
+    #[arg(long, env, default_value_t = 120_000, value_parser = whole::<u64>(100..=3_600_000))]
     pub(crate) nats_duplicate_window_ms: u64,
     /// Take commands from the JetStream work queue `CREDIT_COMMANDS`, too. Whoever may publish there moves credits: NATS
     /// decides who that is, API keys do not.
     #[arg(long, env, value_parser = clap::builder::BoolishValueParser::new())]
     pub(crate) nats_commands: bool,
     /// How often a command from NATS may fail before it goes to the dead letters. What it has to wait for does not count.
-    #[arg(long, env, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    #[arg(long, env, default_value_t = 3, value_parser = whole::<u32>(1..=100))]
     pub(crate) nats_command_attempts: u32,
     /// How long one request may take, in seconds.
-    #[arg(long, env, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=600))]
+    #[arg(long, env, default_value_t = 30, value_parser = whole::<u64>(1..=600))]
     pub(crate) request_timeout_seconds: u64,
     /// Commands that may wait for the writer; more are refused with 503 `overloaded`.
-    #[arg(long, env, default_value_t = 65_536, value_parser = clap::value_parser!(u64).range(10_000..=1_000_000))]
+    #[arg(long, env, default_value_t = 65_536, value_parser = whole::<u64>(10_000..=1_000_000))]
     pub(crate) queue_commands: u64,
     /// How many commands each account (user and credit type) may get, such as 5/10: 5 a second, burst 10. Left out: any
     /// number. A key may have a limit of its own.
@@ -62,30 +72,30 @@ pub(crate) struct Settings {
     #[arg(long, env, hide_env_values = true)]
     pub(crate) alert_webhook_secret: Option<String>,
     /// After how many seconds a freeze expires that asks for no expiry itself. Left out: it stays open.
-    #[arg(long, env, value_parser = clap::value_parser!(u64).range(1..=LIFETIME_SECONDS_MAX))]
+    #[arg(long, env, value_parser = whole::<u64>(1..=LIFETIME_SECONDS_MAX))]
     pub(crate) freeze_lifetime: Option<u64>,
     /// The longest time after which a freeze may expire, in seconds; one that asks for longer is refused.
-    #[arg(long, env, default_value_t = LIFETIME_SECONDS_MAX, value_parser = clap::value_parser!(u64).range(1..=LIFETIME_SECONDS_MAX))]
+    #[arg(long, env, default_value_t = LIFETIME_SECONDS_MAX, value_parser = whole::<u64>(1..=LIFETIME_SECONDS_MAX))]
     pub(crate) freeze_lifetime_max: u64,
     /// Ask this URL what became of an order before its freeze is released: `https://shop.example/orders/{business_id}`, where
     /// {business_code} and {user_id} may stand, too. It answers `{"status": "…"}`; `completed` and `paid` keep the freeze.
     #[arg(long, env, hide_env_values = true)]
     pub(crate) order_status_url: Option<String>,
     /// In how many seconds every read model is compared with a replay of the log once, partition after partition. 0: never.
-    #[arg(long, env, default_value_t = 86_400, value_parser = clap::value_parser!(u64).range(0..=31_536_000))]
+    #[arg(long, env, default_value_t = 86_400, value_parser = whole::<u64>(0..=31_536_000))]
     pub(crate) proof_round: u64,
     /// At most so many events a second are replayed for that.
-    #[arg(long, env, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
+    #[arg(long, env, default_value_t = 20_000, value_parser = whole::<u32>(1..=100_000_000))]
     pub(crate) proof_rate: u32,
     /// A row that differs from the log by at most so many units is mended by itself; a larger difference locks its account.
-    #[arg(long, env, default_value_t = 99, value_parser = clap::value_parser!(u64).range(0..=ledger_core::MAX_AMOUNT))]
+    #[arg(long, env, default_value_t = 99, value_parser = whole::<u64>(0..=ledger_core::MAX_AMOUNT))]
     pub(crate) proof_mends_up_to: u64,
     /// What is written into the audit: every request that asks for a change, what administrators and the ledger itself do, or
     /// nothing.
     #[arg(long, env, value_enum, default_value_t = Level::All)]
     pub(crate) audit: Level,
     /// How many days rows of the audit are kept. 0: for ever.
-    #[arg(long, env, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=36_500))]
+    #[arg(long, env, default_value_t = 0, value_parser = whole::<u32>(0..=36_500))]
     pub(crate) audit_kept_days: u32,
     /// How the log is written.
     #[arg(long, env, default_value = "text", value_parser = ["text", "json"])]
@@ -211,6 +221,16 @@ mod tests {
         assert_eq!(listen("localhost:0").expect("parses").to_string(), "127.0.0.1:0");
         for text in ["localhost", "8080", "example.org:80", "127.0.0.1:99999", ""] {
             assert!(listen(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_of_the_range_is_told_the_range() {
+        for text in ["x", "-1", "1.5", "", "601", "0"] {
+            let refused = Settings::try_parse_from(["api", &format!("--request-timeout-seconds={text}")]);
+            let error = refused.expect_err(text).to_string();
+            assert!(error.contains("--request-timeout-seconds"), "{text}: {error}");
+            assert!(error.contains("must be a whole number from 1 to 600") || text.is_empty(), "{text}: {error}");
         }
     }
 
