@@ -113,8 +113,14 @@ async fn past(service: &Service, account: &Account, event: Option<std::sync::Arc
     }
 }
 
-/// The read model's row, or what this process committed since: whoever wrote here reads what was written.
+/// What this process remembers of the account, while nobody else has written. Otherwise the read model's row, or what
+/// this process committed since: whoever wrote here reads what was written.
 async fn served(service: &Service, account: &Account, min_version: u64) -> Result<Balance, Problem> {
+    if let Some(balance) = service.ledger.fresh(account)
+        && balance.state.version >= min_version
+    {
+        return Ok(balance);
+    }
     let deadline = Instant::now() + READ_MODEL_PATIENCE;
     let mut progress = service.progress.clone();
     loop {

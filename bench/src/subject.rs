@@ -92,6 +92,12 @@ impl<'p> Subject<'p> {
         Self { service, database_url, cluster, folder, starts: 0 }
     }
 
+    /// A service on a ledger that is somebody else's, and stays.
+    pub(crate) fn on(database_url: &str) -> Self {
+        let service = Service::start(database_url, &[]);
+        Self { service, database_url: database_url.to_owned(), cluster: None, folder: None, starts: 0 }
+    }
+
     /// The SQLite file, where that is what the ledger is in.
     pub(crate) fn file(&self) -> Option<PathBuf> {
         self.folder.as_ref().map(|folder| folder.path().join("ledger.db"))

@@ -229,6 +229,13 @@ impl Ledger {
         self.published.recent(account)
     }
 
+    /// The same, but only if it was, within the last 250 ms, what the newest event left: no other process had written to
+    /// the account's partition then.
+    #[must_use]
+    pub fn fresh(&self, account: &Account) -> Option<Balance> {
+        self.published.fresh(account)
+    }
+
     /// Counts the commits of this process: a projector wakes when it changes.
     #[must_use]
     pub fn commits(&self) -> watch::Receiver<u64> {

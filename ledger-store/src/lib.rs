@@ -10,6 +10,7 @@ mod database;
 pub mod error;
 pub mod feed;
 mod filter;
+mod freshness;
 mod history;
 mod index;
 pub mod index_rows;

@@ -1,9 +1,6 @@
 //! What the writer shows to others in this process.
 
-use std::sync::{
-    Arc, Mutex, PoisonError,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ledger_core::{Account, Balance, Head, PARTITIONS, Position};
 use quick_cache::sync::Cache;
@@ -12,6 +9,7 @@ use tokio::sync::watch;
 use crate::{
     batch::Draft,
     feed::{self, Feed, Waiting},
+    freshness::Freshness,
     refusals,
     tail::Span,
 };
@@ -22,7 +20,9 @@ const RECENT_ACCOUNTS_MAX: usize = 100_000;
 /// Everything here is durable: it is shown after the commit.
 pub(crate) struct Published {
     recent: Cache<ledger_core::AccountId, Balance>,
-    positions: [AtomicU64; PARTITIONS],
+    /// Up to where this process knows the log: `recent` covers it, but for accounts that were let go.
+    heads: Mutex<[Head; PARTITIONS]>,
+    pub(crate) freshness: Freshness,
     commits: watch::Sender<u64>,
     waiting: Arc<Mutex<Waiting>>,
     trouble: Mutex<Option<String>>,
@@ -34,7 +34,8 @@ impl Published {
     pub(crate) fn new(heads: &[Head; PARTITIONS]) -> Self {
         Self {
             recent: Cache::new(RECENT_ACCOUNTS_MAX),
-            positions: std::array::from_fn(|index| AtomicU64::new(heads[index].position.0)),
+            heads: Mutex::new(*heads),
+            freshness: Freshness::new(),
             commits: watch::Sender::new(0),
             waiting: Arc::default(),
             trouble: Mutex::new(None),
@@ -53,9 +54,7 @@ impl Published {
         for (id, balance) in &span.accounts {
             self.recent.insert(*id, balance.clone());
         }
-        for (position, head) in self.positions.iter().zip(heads) {
-            position.store(head.position.0, Ordering::Release);
-        }
+        *self.heads.lock().unwrap_or_else(PoisonError::into_inner) = *heads;
         if span.events > 0 {
             self.commits.send_modify(|commits| *commits += 1);
         }
@@ -65,8 +64,23 @@ impl Published {
         self.recent.get(&account.id()).filter(|balance| balance.account == *account)
     }
 
+    /// The same, if no other process can have written to it for longer than a moment.
+    pub(crate) fn fresh(&self, account: &Account) -> Option<Balance> {
+        // First: what is remembered may only be newer than what was compared.
+        self.freshness.is_fresh(account.partition()).then(|| self.recent(account))?
+    }
+
+    /// Forgets the accounts: the log went on further than this process followed it event by event.
+    pub(crate) fn forget_recent(&self) {
+        self.recent.clear();
+    }
+
+    pub(crate) fn heads(&self) -> [Head; PARTITIONS] {
+        *self.heads.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn positions(&self) -> [Position; PARTITIONS] {
-        std::array::from_fn(|index| Position(self.positions[index].load(Ordering::Acquire)))
+        self.heads().map(|head| head.position)
     }
 
     pub(crate) fn commits(&self) -> watch::Receiver<u64> {

@@ -182,6 +182,8 @@ impl Writer {
             // What the tail knows does not reach to where the indexes begin to know it any more, or that is far off.
             let tail = Tail::load(&self.database).await?;
             self.replace_tail(tail);
+            // Some of the accounts may have been written by events that are not in the new tail.
+            self.published.forget_recent();
         } else {
             for (partition, head) in Partition::all().zip(heads) {
                 self.tail.read_on(&self.database, partition, head).await?;

@@ -22,6 +22,7 @@ use crate::{
     batch::{Batch, Request},
     database::Database,
     filter::KeyFilter,
+    freshness,
     judge::Round,
     ledger::{Clock, Unavailable},
     lookup::{self, Layers, LookupError},
@@ -58,6 +59,7 @@ pub(crate) struct Writer {
     pub(crate) tail: Tail,
     filter: Arc<KeyFilter>,
     filling: AbortHandle,
+    comparing: AbortHandle,
     /// Requests that are to be decided, oldest first.
     pub(crate) waiting: VecDeque<Request>,
     /// Decided, and to be committed next.
@@ -125,6 +127,7 @@ impl From<LookupError> for Interruption {
 impl Drop for Writer {
     fn drop(&mut self) {
         self.filling.abort();
+        self.comparing.abort();
     }
 }
 
@@ -140,9 +143,11 @@ impl Writer {
     ) -> Self {
         let filter = Arc::new(KeyFilter::new(tail.keys()));
         let filling = filter.start_to_fill(database.clone());
+        let comparing = tokio::spawn(freshness::watch(published.clone(), database.clone())).abort_handle();
         Self {
             filter,
             filling,
+            comparing,
             database,
             queue,
             stop,

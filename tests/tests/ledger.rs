@@ -1,5 +1,7 @@
 //! The writer and its database, without a service around them.
 
+use std::time::{Duration, Instant};
+
 use ledger_core::{Account, BusinessKey, Event, Rejection};
 use ledger_store::{BatchError, CommandError, Database, Ledger, LedgerOptions};
 use tests::{
@@ -13,6 +15,7 @@ on_both_databases!(
     a_repeat_is_answered_after_a_restart_and_whatever_the_account_holds,
     two_ledgers_on_one_database_never_lose_or_repeat_a_command,
     an_atomic_batch_is_done_whole_or_not_at_all,
+    what_is_remembered_is_not_fresh_once_another_process_has_written,
 );
 
 async fn start(database: &NewDatabase) -> Ledger {
@@ -142,6 +145,53 @@ async fn two_ledgers_on_one_database_never_lose_or_repeat_a_command(database: Ne
     for ledger in ledgers {
         ledger.stop().await;
     }
+}
+
+/// Asks until what is remembered counts as fresh.
+async fn fresh(ledger: &Ledger, user: &str) -> u64 {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        if let Some(balance) = ledger.fresh(&account(user)) {
+            return balance.state.version;
+        }
+        assert!(Instant::now() < deadline, "{user} is not remembered");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn what_is_remembered_is_not_fresh_once_another_process_has_written(database: NewDatabase) {
+    let (ours, theirs) = (start(&database).await, start(&database).await);
+    ours.execute(credit("ann", 1_000, "1")).await.expect("credited");
+    assert_eq!(fresh(&ours, "ann").await, 1);
+    assert_eq!(theirs.fresh(&account("ann")), None, "nothing was written there");
+    for caught_up in ["event by event", "from the indexes"] {
+        let theirs_newest = theirs.execute(credit("ann", 1, caught_up)).await.expect("credited").event.after.version;
+        let is_told = Instant::now() + Duration::from_millis(250);
+        while Instant::now() < is_told {
+            // Reads go on meanwhile, and each asks for the heads to be compared.
+            let _ = ours.fresh(&account("ann"));
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        for _ in 0..20 {
+            assert_eq!(ours.fresh(&account("ann")), None, "another process wrote more than 250 ms ago");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        if caught_up == "from the indexes" {
+            // It writes its indexes, past what the other knows.
+            theirs.stop().await;
+        }
+        // A strong read catches up with whoever wrote.
+        let newest = ours.newest(&account("ann")).await.expect("read").expect("there");
+        assert_eq!(newest.after.version, theirs_newest);
+        if caught_up == "event by event" {
+            assert_eq!(fresh(&ours, "ann").await, theirs_newest);
+        } else {
+            assert_eq!(ours.fresh(&account("ann")), None, "its newest event is not among those that were read");
+            let next = ours.execute(credit("ann", 1, "ours")).await.expect("credited").event;
+            assert_eq!(fresh(&ours, "ann").await, next.after.version);
+        }
+    }
+    ours.stop().await;
 }
 
 async fn an_atomic_batch_is_done_whole_or_not_at_all(database: NewDatabase) {

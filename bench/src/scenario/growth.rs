@@ -57,6 +57,25 @@ pub(super) async fn growth(bench: &Bench<'_>) {
     }
 }
 
+/// Fills a ledger up to so many events, and opens its accounts in proportion.
+pub(crate) async fn fill(subject: &Subject<'_>, events: u64, accounts: u32) {
+    let fill = Rc::new(RefCell::new(Fill {
+        events_at_end: events,
+        accounts_at_end: accounts,
+        events: 0,
+        accounts: 0,
+        marks: Vec::new(),
+    }));
+    let opened = (accounts / 20).max(1);
+    subject.open_accounts(0, opened).await;
+    fill.borrow_mut().accounts = opened;
+    fill.borrow_mut().events = subject.events().await;
+    let mut sources = Filling::sources("fill", &fill, connections(10_000));
+    client::while_wanted(&subject.service.url, &mut sources, |source| source.is_below(events)).await;
+    let opened = fill.borrow().accounts;
+    subject.open_accounts(opened, accounts).await;
+}
+
 /// Fills the ledger up to `stage` events, without a pause, and opens the accounts that are due by then.
 async fn grow(bench: &Bench<'_>, subject: &Subject<'_>, fill: &Rc<RefCell<Fill>>, stage: u64) {
     let before = subject.events().await;

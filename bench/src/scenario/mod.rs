@@ -1,7 +1,7 @@
 //! The scenarios: each on a new ledger, with its peers measured right beside it.
 
 mod batches;
-mod growth;
+pub(crate) mod growth;
 mod latency;
 mod readers;
 mod replay;
