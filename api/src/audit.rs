@@ -167,8 +167,9 @@ async fn write(
         audit.0.waiting.fetch_sub(rows.len(), Ordering::Relaxed);
         let batch: Vec<_> = rows.drain(..).map(|(at, entry)| table::Row::of(at, entry)).collect();
         let began = Instant::now();
+        let mut attempt = table::Attempt::First;
         while !batch.is_empty() {
-            match table::insert(&database, &batch).await {
+            match table::insert(&database, &batch, std::mem::replace(&mut attempt, table::Attempt::Again)).await {
                 Ok(()) => break,
                 Err(error) if *stop.borrow() && began.elapsed() > LAST_TRY => {
                     tracing::error!(error = %chain(&error), rows = batch.len(), "rows of the audit are lost");

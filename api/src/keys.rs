@@ -212,7 +212,7 @@ async fn record(database: &Database, action: &'static str, details: Value) -> Re
         details: Some(Box::new(details)),
     };
     let row = audit::table::Row::of(audit::now(), entry);
-    audit::table::insert(database, &[row])
+    audit::table::insert(database, &[row], audit::table::Attempt::First)
         .await
         .map_err(|error| format!("it was done, but the audit could not be written: {}", chain(&error)))
 }

@@ -131,4 +131,26 @@ impl AccountState {
         after.version += 1;
         Ok(after)
     }
+
+    /// The state that a movement came to this one from. `None` when there is none, and for a lock or unlock, which do not
+    /// tell whether the account was locked before.
+    #[must_use]
+    pub fn undo(&self, movement: &Movement) -> Option<Self> {
+        let &Movement { event_type, amount, released, of_freeze } = movement;
+        let mut before = *self;
+        match event_type {
+            EventType::Credited | EventType::Refunded => before.balance = self.balance.checked_sub(amount)?,
+            EventType::Deducted => {
+                before.balance = self.balance.checked_add(amount)?;
+                if of_freeze {
+                    before.frozen = self.frozen.checked_add(amount.checked_add(released)?)?;
+                }
+            }
+            EventType::Frozen => before.frozen = self.frozen.checked_sub(amount)?,
+            EventType::Unfrozen => before.frozen = self.frozen.checked_add(amount)?,
+            EventType::Locked | EventType::Unlocked => return None,
+        }
+        before.version = self.version.checked_sub(1)?;
+        (before.apply(movement) == Ok(*self)).then_some(before)
+    }
 }

@@ -54,6 +54,20 @@ impl Balance {
         }
     }
 
+    /// The balance that `event` follows: the one that its amounts lead from to the state that it carries. All but
+    /// `updated_at`, which the event does not tell and which is the event's own here. `None` for an account's first event,
+    /// for a lock or unlock, and for an event that can follow nothing.
+    #[must_use]
+    pub fn preceding(event: &Event) -> Option<Self> {
+        let state = event.after.undo(&event.movement())?;
+        (state.version > 0).then(|| Self {
+            account: event.account.clone(),
+            state,
+            position: event.previous_position,
+            updated_at: event.recorded_at,
+        })
+    }
+
     /// Takes over what an event of this account carries, without a comparison.
     pub fn believe(&mut self, event: &Event) {
         self.state = event.after;

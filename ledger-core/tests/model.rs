@@ -167,6 +167,11 @@ impl Real {
         if let (Some(related), Some(remaining)) = (event.related_id, event.remaining) {
             self.originals.get_mut(&related).expect("decided on it").remaining = remaining;
         }
+        // A projector that has not read the row before the event takes it from the event; a lock does not tell it.
+        let preceding = Balance::preceding(&event);
+        let tells = self.balance.is_some() && !matches!(event.event_type, EventType::Locked | EventType::Unlocked);
+        let before = self.balance.as_ref().filter(|_| tells).map(|before| (before.state, before.position));
+        assert_eq!(preceding.map(|before| (before.state, before.position)), before);
         // The read models fold the amounts and compare them with what the event carries.
         self.balance = Some(Balance::fold(self.balance.as_ref(), &event).expect("no contradiction"));
         if let Some(freeze) = Freeze::opened_by(&event) {

@@ -16,6 +16,9 @@ pub(crate) struct Changes {
     pub(crate) opened: HashSet<AccountId>,
     pub(crate) freezes: Vec<Freeze>,
     pub(crate) steps: Vec<Step>,
+    /// The rows of balances that the events were folded over, where they were not read: what the events themselves say
+    /// was there. Whoever writes makes sure of them, and that there is none for those that are opened.
+    pub(crate) believed: Option<HashMap<AccountId, Balance>>,
 }
 
 /// The rows that the events build on.
@@ -35,6 +38,30 @@ impl Rows {
                 .collect(),
         }
     }
+}
+
+/// What some events, in the order of the log, say of the rows of balances that they build on, and the accounts of which
+/// they do not say it.
+///
+/// An event's amounts, taken away from the state that it carries, leave the state that they were added to. To compare that
+/// with the row is the same as to fold the amounts over the row and to compare the sum with what the event carries; but
+/// the row need not be read for it, only compared where it is written.
+pub(crate) fn believed_before<'e>(
+    events: impl Iterator<Item = &'e Event>,
+) -> (HashMap<AccountId, Balance>, Vec<AccountId>) {
+    let (mut believed, mut unknown) = (HashMap::default(), Vec::new());
+    let mut seen: HashSet<AccountId> = HashSet::default();
+    for event in events {
+        let id = event.account.id();
+        if !seen.insert(id) || event.after.version == 1 {
+            continue;
+        }
+        match Balance::preceding(event) {
+            Some(before) => drop(believed.insert(id, before)),
+            None => unknown.push(id),
+        }
+    }
+    (believed, unknown)
 }
 
 /// The accounts that some events are about.

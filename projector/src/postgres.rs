@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
+use foldhash::HashMap;
 use ledger_core::{AccountId, Balance, Freeze, Head, PARTITIONS, Partition, Position, Timestamp};
 use ledger_store::StoreError;
 use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool, Postgres as Driver, Row, postgres::PgRow};
@@ -198,11 +199,19 @@ pub(crate) async fn commit(pool: &PgPool, changes: &Changes) -> Result<bool, Sto
     let is_calm = there.len() + opened.len() + freezes.len() <= CALM_ROWS;
     let rows = if is_calm { CALM_STATEMENT_ROWS } else { ROWS };
     for rows in there.chunks(rows) {
-        update_balances(&mut transaction, rows).await?;
+        if !update_balances(&mut transaction, rows, changes.believed.as_ref()).await? {
+            transaction.rollback().await?;
+            return Ok(false);
+        }
         pause(is_calm).await;
     }
     for rows in opened.chunks(rows) {
-        write_balances(&mut transaction, "balances", rows).await?;
+        if changes.believed.is_none() {
+            write_balances(&mut transaction, "balances", rows).await?;
+        } else if !open_balances(&mut transaction, rows).await? {
+            transaction.rollback().await?;
+            return Ok(false);
+        }
         pause(is_calm).await;
     }
     for rows in freezes.chunks(rows) {
@@ -259,36 +268,67 @@ pub(crate) async fn take_steps(connection: &mut PgConnection, steps: &[Step]) ->
 }
 
 /// Writes rows of `balances` that are there already, in the order of their ids: an insert that turns into an update costs
-/// half as much again.
-async fn update_balances(connection: &mut PgConnection, balances: &[&Balance]) -> Result<(), StoreError> {
-    for rows in balances.chunks(ROWS) {
-        // The lateral join keeps the look-up by primary key, in order, whatever the planner thinks of the table's size.
-        let updated = sqlx::query(
-            "update balances t set position = n.position, version = n.version, balance = n.balance, \
-                 frozen = n.frozen, available = n.available, updated_at = n.updated_at, status = n.status \
-             from unnest($1::smallint[], $2::uuid[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], \
-                 $7::bigint[], $8::timestamptz[], $9::text[]) \
-                 as n (partition, account_id, position, version, balance, frozen, available, updated_at, status) \
-             cross join lateral (select ctid as place from balances \
-                 where partition = n.partition and account_id = n.account_id offset 0) l \
-             where t.ctid = l.place",
+/// half as much again. False when a row is not what was believed, or went away.
+async fn update_balances(
+    connection: &mut PgConnection,
+    balances: &[&Balance],
+    believed: Option<&HashMap<AccountId, Balance>>,
+) -> Result<bool, StoreError> {
+    // The lateral join keeps the look-up by primary key, in order, whatever the planner thinks of the table's size.
+    const UPDATE: &str = "update balances t set position = n.position, version = n.version, balance = n.balance, \
+             frozen = n.frozen, available = n.available, updated_at = n.updated_at, status = n.status \
+         from unnest($1::smallint[], $2::uuid[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], \
+             $7::bigint[], $8::timestamptz[], $9::text[]";
+    const NAMES: &str = "partition, account_id, position, version, balance, frozen, available, updated_at, status";
+    const THERE: &str = "cross join lateral (select ctid as place, * from balances \
+             where partition = n.partition and account_id = n.account_id offset 0) l \
+         where t.ctid = l.place";
+    let sql = if believed.is_some() {
+        format!(
+            "{UPDATE}, $10::bigint[], $11::bigint[], $12::bigint[], $13::bigint[], $14::text[], $15::text[], $16::text[]) \
+             as n ({NAMES}, old_position, old_version, old_balance, old_frozen, old_status, user_id, credit_type) {THERE} \
+             and (l.position, l.version, l.balance, l.frozen, l.available, l.status, l.user_id, l.credit_type) \
+             = (n.old_position, n.old_version, n.old_balance, n.old_frozen, n.old_balance - n.old_frozen, n.old_status, \
+                n.user_id, n.credit_type)"
         )
-        .bind(rows.iter().map(|row| i16::from(row.account.partition().number())).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| row.account.id().uuid()).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| stored(row.position.0)).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| stored(row.state.version)).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| stored(row.state.balance)).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| stored(row.state.frozen)).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| stored(row.state.available())).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| DateTime::<Utc>::from(row.updated_at)).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| row.status()).collect::<Vec<_>>())
-        .execute(&mut *connection)
-        .await?;
-        if updated.rows_affected() != rows.len() as u64 {
-            return Err(StoreError::Inconsistent("a row of balances went away while it was written".to_owned()));
+    } else {
+        format!("{UPDATE}) as n ({NAMES}) {THERE}")
+    };
+    for rows in balances.chunks(ROWS) {
+        let mut update = sqlx::query(AssertSqlSafe(sql.clone()))
+            .bind(rows.iter().map(|row| i16::from(row.account.partition().number())).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.account.id().uuid()).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| stored(row.position.0)).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| stored(row.state.version)).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| stored(row.state.balance)).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| stored(row.state.frozen)).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| stored(row.state.available())).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| DateTime::<Utc>::from(row.updated_at)).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.status()).collect::<Vec<_>>());
+        if let Some(believed) = believed {
+            let Some(old) = rows.iter().map(|row| believed.get(&row.account.id())).collect::<Option<Vec<_>>>() else {
+                return Ok(false);
+            };
+            update = update
+                .bind(old.iter().map(|row| stored(row.position.0)).collect::<Vec<_>>())
+                .bind(old.iter().map(|row| stored(row.state.version)).collect::<Vec<_>>())
+                .bind(old.iter().map(|row| stored(row.state.balance)).collect::<Vec<_>>())
+                .bind(old.iter().map(|row| stored(row.state.frozen)).collect::<Vec<_>>())
+                .bind(old.iter().map(|row| row.status()).collect::<Vec<_>>())
+                .bind(rows.iter().map(|row| &**row.account.user_id()).collect::<Vec<&str>>())
+                .bind(rows.iter().map(|row| &**row.account.credit_type()).collect::<Vec<&str>>());
+        }
+        if update.execute(&mut *connection).await?.rows_affected() != rows.len() as u64 {
+            return Ok(false);
         }
     }
-    Ok(())
+    Ok(true)
+}
+
+/// Inserts rows of `balances` for accounts that have none. False when one has.
+async fn open_balances(connection: &mut PgConnection, balances: &[&Balance]) -> Result<bool, StoreError> {
+    let inserted = insert_balances(connection, "balances", balances, "do nothing").await?;
+    Ok(inserted == balances.len() as u64)
 }
 
 /// Inserts or replaces rows of `table`, which is `balances` or the one that will take its place, in the order of their ids.
@@ -297,16 +337,29 @@ pub(crate) async fn write_balances(
     table: &str,
     balances: &[&Balance],
 ) -> Result<(), StoreError> {
+    let replace = "do update set position = excluded.position, version = excluded.version, balance = excluded.balance, \
+         frozen = excluded.frozen, available = excluded.available, updated_at = excluded.updated_at, \
+         status = excluded.status";
+    insert_balances(connection, table, balances, replace).await?;
+    Ok(())
+}
+
+/// Inserts rows, and does as it is told where there is one; gives how many were written.
+async fn insert_balances(
+    connection: &mut PgConnection,
+    table: &str,
+    balances: &[&Balance],
+    on_conflict: &str,
+) -> Result<u64, StoreError> {
     let sql = format!(
         "insert into {table} as t ({BALANCE_COLUMNS}) \
          select * from unnest($1::smallint[], $2::uuid[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], \
              $7::bigint[], $8::timestamptz[], $9::text[], $10::text[], $11::text[]) \
-         on conflict (partition, account_id) do update set position = excluded.position, version = excluded.version, \
-             balance = excluded.balance, frozen = excluded.frozen, available = excluded.available, \
-             updated_at = excluded.updated_at, status = excluded.status"
+         on conflict (partition, account_id) {on_conflict}"
     );
+    let mut written = 0;
     for rows in balances.chunks(ROWS) {
-        sqlx::query(AssertSqlSafe(sql.clone()))
+        let inserted = sqlx::query(AssertSqlSafe(sql.clone()))
             .bind(rows.iter().map(|row| i16::from(row.account.partition().number())).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| row.account.id().uuid()).collect::<Vec<_>>())
             .bind(rows.iter().map(|row| stored(row.position.0)).collect::<Vec<_>>())
@@ -320,8 +373,9 @@ pub(crate) async fn write_balances(
             .bind(rows.iter().map(|row| &**row.account.credit_type()).collect::<Vec<&str>>())
             .execute(&mut *connection)
             .await?;
+        written += inserted.rows_affected();
     }
-    Ok(())
+    Ok(written)
 }
 
 /// Freezes in the order of their places.

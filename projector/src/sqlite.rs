@@ -1,5 +1,6 @@
 //! The read models on SQLite.
 
+use foldhash::HashMap;
 use ledger_core::{AccountId, Balance, Freeze, Head, PARTITIONS, Partition, Position, Timestamp};
 use ledger_store::{
     StoreError,
@@ -186,10 +187,70 @@ pub(crate) async fn heads(connection: &mut SqliteConnection) -> Result<[Head; PA
 /// Rows that are written in one turn. Commands wait for a turn: the fewer rows, the shorter.
 const ROWS_OF_A_TURN: usize = 64;
 
+/// Whether rows of `balances` are as they are believed to be, and some accounts have none.
+///
+/// They are looked at before the round's transactions: only a projector changes them, which then moves the checkpoints,
+/// and those are compared within.
+async fn is_as_believed(
+    readers: &SqlitePool,
+    believed: &HashMap<AccountId, Balance>,
+    changes: &Changes,
+) -> Result<bool, StoreError> {
+    let is_opened = |balance: &&Balance| changes.opened.contains(&balance.account.id());
+    let (opened, there): (Vec<_>, Vec<_>) = changes.balances.iter().partition(is_opened);
+    let Some(there) = there.iter().map(|row| believed.get(&row.account.id())).collect::<Option<Vec<_>>>() else {
+        return Ok(false);
+    };
+    for rows in there.chunks(ROWS_MAX) {
+        let sql = format!(
+            "select count(*) from ({}) w cross join balances t on t.partition = w.column1 and t.account_id = w.column2 \
+             where (t.position, t.version, t.balance, t.frozen, t.available, t.status, t.user_id, t.credit_type) \
+             = (w.column3, w.column4, w.column5, w.column6, w.column5 - w.column6, w.column7, w.column8, w.column9)",
+            values(padded(rows.len()), 9)
+        );
+        let mut query = sqlx::query_scalar(AssertSqlSafe(sql));
+        for Balance { account, state, position, .. } in rows {
+            query = query
+                .bind(i64::from(account.partition().number()))
+                .bind(account.id().to_string())
+                .bind(stored(position.0))
+                .bind(stored(state.version))
+                .bind(stored(state.balance))
+                .bind(stored(state.frozen))
+                .bind(if state.locked { "locked" } else { "active" })
+                .bind(account.user_id().clone())
+                .bind(account.credit_type().clone());
+        }
+        let as_believed: i64 = query.fetch_one(readers).await?;
+        if u64::try_from(as_believed) != Ok(rows.len() as u64) {
+            return Ok(false);
+        }
+    }
+    for rows in opened.chunks(ROWS_MAX) {
+        let sql = format!(
+            "select count(*) from ({}) w cross join balances t on t.partition = w.column1 and t.account_id = w.column2",
+            values(padded(rows.len()), 2)
+        );
+        let mut query = sqlx::query_scalar(AssertSqlSafe(sql));
+        for balance in rows {
+            query = query.bind(i64::from(balance.account.partition().number())).bind(balance.account.id().to_string());
+        }
+        if query.fetch_one(readers).await.map(|there: i64| there > 0)? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Writes a round, some partitions at a time: each partition's rows and checkpoints in one transaction, by compare-and-set.
 /// False when another runner was faster somewhere; what was written before that stands.
 pub(crate) async fn commit(database: &Sqlite, mut changes: Changes) -> Result<bool, StoreError> {
     changes.balances.sort_unstable_by_key(|balance| balance.account.id());
+    if let Some(believed) = &changes.believed
+        && !is_as_believed(database.readers(), believed, &changes).await?
+    {
+        return Ok(false);
+    }
     changes.freezes.sort_unstable_by_key(|freeze| (freeze.account.partition(), freeze.position));
     changes.steps.sort_unstable_by_key(|step| step.partition);
     let (mut balances, mut freezes, mut steps) = (&*changes.balances, &*changes.freezes, &*changes.steps);

@@ -15,36 +15,45 @@ pub(super) const YEAR_2000_MICROS: i64 = 946_684_800_000_000;
 /// Most events are no longer than this as a row.
 const EVENT_BYTES: usize = 640;
 
-/// Rows in the making.
-pub(super) struct Rows(Vec<u8>);
+/// Rows in the making. Their values are written one after the other, in the order of the COPY's columns.
+#[derive(Debug)]
+pub struct Rows(Vec<u8>);
 
 impl Rows {
-    /// No rows, with room for so many events.
-    pub(super) fn new(events: usize) -> Self {
+    /// No rows yet, with room for so many as long as events.
+    #[must_use]
+    pub fn new(events: usize) -> Self {
         let mut bytes = Vec::with_capacity(HEADER.len() + events * EVENT_BYTES);
         bytes.extend_from_slice(HEADER);
         Self(bytes)
     }
 
     /// More rows of a COPY whose header is sent already.
-    pub(super) fn more(events: usize) -> Self {
+    #[must_use]
+    pub fn more(events: usize) -> Self {
         Self(Vec::with_capacity(events * EVENT_BYTES))
     }
 
-    /// The rows alone.
-    pub(super) fn into_bytes(self) -> Vec<u8> {
+    /// What is to be sent now; more follows.
+    #[must_use]
+    pub fn into_bytes(self) -> Vec<u8> {
         self.0
     }
 
     /// Begins a row of so many columns.
-    pub(super) fn row(&mut self, columns: usize) -> &mut Self {
+    ///
+    /// # Panics
+    ///
+    /// When there are more columns than any table has.
+    pub fn row(&mut self, columns: usize) -> &mut Self {
         let columns = i16::try_from(columns).expect("tables have few columns");
         self.0.extend_from_slice(&columns.to_be_bytes());
         self
     }
 
-    /// Everything, as it is sent.
-    pub(super) fn end(mut self) -> Vec<u8> {
+    /// What is to be sent, with the end of the COPY.
+    #[must_use]
+    pub fn end(mut self) -> Vec<u8> {
         self.0.extend_from_slice(TRAILER);
         self.0
     }
@@ -87,7 +96,8 @@ impl Rows {
             .number(stored(state.available()));
     }
 
-    pub(super) fn small(&mut self, value: i16) -> &mut Self {
+    /// A `smallint`.
+    pub fn small(&mut self, value: i16) -> &mut Self {
         self.bytes(&value.to_be_bytes())
     }
 
@@ -95,23 +105,28 @@ impl Rows {
         self.bytes(&i32::try_from(value).expect("a batch's size fits an integer").to_be_bytes())
     }
 
-    pub(super) fn number(&mut self, value: i64) -> &mut Self {
+    /// A `bigint`.
+    pub fn number(&mut self, value: i64) -> &mut Self {
         self.bytes(&value.to_be_bytes())
     }
 
-    fn time(&mut self, time: Timestamp) -> &mut Self {
+    /// A `timestamptz`.
+    pub fn time(&mut self, time: Timestamp) -> &mut Self {
         self.number(time.micros() - YEAR_2000_MICROS)
     }
 
-    pub(super) fn uuid(&mut self, id: Uuid) -> &mut Self {
+    /// A `uuid`.
+    pub fn uuid(&mut self, id: Uuid) -> &mut Self {
         self.bytes(id.as_bytes())
     }
 
-    fn text(&mut self, text: &str) -> &mut Self {
+    /// A `text`.
+    pub fn text(&mut self, text: &str) -> &mut Self {
         self.bytes(text.as_bytes())
     }
 
-    fn optional<T>(&mut self, value: Option<T>, write: impl FnOnce(&mut Self, T) -> &mut Self) -> &mut Self {
+    /// A value as `write` writes it, or null.
+    pub fn optional<T>(&mut self, value: Option<T>, write: impl FnOnce(&mut Self, T) -> &mut Self) -> &mut Self {
         match value {
             Some(value) => write(self, value),
             None => {

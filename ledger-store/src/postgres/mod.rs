@@ -1,6 +1,6 @@
 //! The ledger on PostgreSQL.
 
-mod copy;
+pub mod copy;
 mod index;
 mod index_rows;
 mod log;

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use ledger_core::{Event, Head, PARTITIONS, Partition, Position, rejection::Contradiction};
+use ledger_core::{AccountId, Event, Head, PARTITIONS, Partition, Position, rejection::Contradiction};
 use ledger_store::{Database, StoreError, feed::Taken};
 
 use super::{
@@ -36,7 +36,10 @@ impl Rounds {
             self.following = Some(checkpoints);
             return Ok(if self.seen.is_some() { Round::Done } else { Round::Nothing });
         }
-        let rows = self.rows(&news).await?;
+        let all = || news.iter().flat_map(|(_, events)| events).map(|event| &**event);
+        let (believed, unknown) = fold::believed_before(all());
+        let mut rows = self.rows(&unknown, &fold::freezes_of(all())).await?;
+        rows.balances.extend(believed);
         let mut changes = Changes::default();
         for (partition, events) in &news {
             for model in ReadModel::ALL {
@@ -47,6 +50,7 @@ impl Rounds {
                 }
             }
         }
+        changes.believed = Some(rows.balances);
         let mut after = checkpoints;
         for step in &changes.steps {
             if let Some(heads) = after.get_mut(&step.model) {
@@ -54,6 +58,7 @@ impl Rounds {
             }
         }
         if !self.commit(changes).await? {
+            // Another runner was quicker, or a row is not what the events build on: what is stored is read then.
             return Ok(Round::Done);
         }
         self.show_progress(next, after[&ReadModel::Balances].map(|head| head.position), taken.waiting_since);
@@ -73,7 +78,8 @@ impl Rounds {
             self.try_to_follow(checkpoints);
             return Ok(Round::Nothing);
         }
-        let rows = self.rows(&events).await?;
+        let all = || events.iter().flat_map(|(_, events)| events).map(|event| &**event);
+        let rows = self.rows(&fold::accounts_of(all()), &fold::freezes_of(all())).await?;
         let mut changes = Changes::default();
         let mut contradictions = damages;
         for (partition, events) in &events {
@@ -173,17 +179,21 @@ impl Rounds {
         Ok((news, damages))
     }
 
-    async fn rows(&self, news: &News) -> Result<Rows, StoreError> {
-        let all = || news.iter().flat_map(|(_, events)| events).map(|event| &**event);
-        let (accounts, freezes) = (fold::accounts_of(all()), fold::freezes_of(all()));
+    async fn rows(&self, accounts: &[AccountId], freezes: &[(Partition, Position)]) -> Result<Rows, StoreError> {
         let (balances, freezes) = match &self.database {
             Database::Postgres(database) => (
-                postgres::balances(database.pool(), "balances", &accounts).await?,
-                postgres::freezes(database.pool(), "freezes", &freezes).await?,
+                match accounts {
+                    [] => Vec::new(),
+                    _ => postgres::balances(database.pool(), "balances", accounts).await?,
+                },
+                match freezes {
+                    [] => Vec::new(),
+                    _ => postgres::freezes(database.pool(), "freezes", freezes).await?,
+                },
             ),
             Database::Sqlite(database) => (
-                sqlite::balances(database.readers(), "balances", &accounts).await?,
-                sqlite::freezes(database.readers(), "freezes", &freezes).await?,
+                sqlite::balances(database.readers(), "balances", accounts).await?,
+                sqlite::freezes(database.readers(), "freezes", freezes).await?,
             ),
         };
         // A damaged row is as good as missing: the fold meets a contradiction there and stops.
