@@ -108,13 +108,23 @@ impl TransactionId {
     /// When `position` is past [`POSITION_MAX`].
     #[must_use]
     pub fn of_hash(partition: Partition, epoch: Epoch, position: Position, hash: &Hash) -> Self {
-        assert!(position.0 <= POSITION_MAX, "a partition holds at most 2^48 - 1 events");
         let check = u64::from_be_bytes(std::array::from_fn(|index| hash.0[index])) >> (64 - CHECK_BITS);
+        Self::of_check_bits(partition, epoch, position, check)
+    }
+
+    /// The id of the event at (partition, epoch, position) from its [`TransactionId::check_bits`].
+    ///
+    /// # Panics
+    ///
+    /// When `position` is past [`POSITION_MAX`].
+    #[must_use]
+    pub fn of_check_bits(partition: Partition, epoch: Epoch, position: Position, check: u64) -> Self {
+        assert!(position.0 <= POSITION_MAX, "a partition holds at most 2^48 - 1 events");
         Self(pack(
             u128::from(partition.number()) << 114
                 | u128::from(epoch.0) << 82
                 | u128::from(position.0) << CHECK_BITS
-                | u128::from(check),
+                | u128::from(check & ((1 << CHECK_BITS) - 1)),
         ))
     }
 

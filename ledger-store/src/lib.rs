@@ -6,6 +6,7 @@
 mod append;
 mod batch;
 mod beside;
+mod copied;
 mod database;
 pub mod error;
 pub mod feed;
@@ -26,6 +27,7 @@ mod row;
 pub mod scan;
 mod schema;
 pub mod sqlite;
+pub mod sweep;
 mod tail;
 mod writer;
 

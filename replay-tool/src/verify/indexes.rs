@@ -21,13 +21,13 @@ const NEWER_AT_ONCE: usize = 500;
 
 /// What some rows of a run add up to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Sum {
+pub(super) struct Sum {
     rows: u64,
     sum: u64,
 }
 
 impl Sum {
-    const fn add(&mut self, row: &KeyRow) {
+    pub(super) const fn add(&mut self, row: &KeyRow) {
         const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
         let place = row.position.cast_unsigned();
         let mixed = (row.business ^ place.wrapping_mul(ODD)).wrapping_mul(ODD | 2);
@@ -73,6 +73,16 @@ impl Indexes {
             runs: Vec::with_capacity(runs + 1),
             newer: Vec::new(),
         }
+    }
+
+    /// What a replay of its own made of the keys, when all else agrees already.
+    pub(super) fn of_keys(partition: Partition, checkpoint: Position, runs: Vec<Sum>) -> Self {
+        Self { runs, rows: None, ..Self::new(partition, checkpoint, IndexRows::default()) }
+    }
+
+    /// Up to where they must hold the log, and the rows but for the keys.
+    pub(super) fn into_rows(self) -> (Position, IndexRows) {
+        (self.checkpoint, self.rows.unwrap_or_default())
     }
 
     /// Adds an event. Those after the checkpoint are passed over.

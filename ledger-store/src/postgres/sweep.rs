@@ -1,0 +1,64 @@
+//! The table from its first block to its last, by ranges of row places (`ctid`).
+
+use futures::TryStreamExt;
+use sqlx::{Postgres as Driver, pool::PoolConnection};
+
+use super::{
+    Postgres,
+    scan::{HEADER_BYTES, SIGNATURE, TRAILER, malformed},
+};
+use crate::{
+    StoreError,
+    sweep::{Chunk, Extent},
+};
+
+/// Blocks of one chunk: some thousand rows, some milliseconds of reading.
+const BLOCKS: u64 = 256;
+
+/// Reads chunk after chunk by one connection.
+#[derive(Debug)]
+pub(crate) struct Sweeper {
+    connection: PoolConnection<Driver>,
+    columns: &'static str,
+}
+
+impl Postgres {
+    /// How many chunks the table has by now. What is committed lies in blocks that were added before.
+    pub(crate) async fn sweep_chunks(&self) -> Result<u64, StoreError> {
+        let blocks: i64 =
+            sqlx::query_scalar("select pg_relation_size('events') / current_setting('block_size')::bigint")
+                .fetch_one(self.pool())
+                .await?;
+        Ok(u64::try_from(blocks).unwrap_or(0).div_ceil(BLOCKS))
+    }
+
+    pub(crate) async fn sweeper(&self, extent: Extent) -> Result<Sweeper, StoreError> {
+        Ok(Sweeper { connection: self.bulk.acquire().await?, columns: extent.columns() })
+    }
+}
+
+impl Sweeper {
+    /// Adds the rows of a chunk.
+    pub(crate) async fn read(&mut self, number: u64, chunk: &mut Chunk) -> Result<(), StoreError> {
+        let (columns, first) = (self.columns, number * BLOCKS);
+        let end = first + BLOCKS;
+        let copy = format!(
+            "copy (select {columns} from events where ctid >= '({first},0)' and ctid < '({end},0)') \
+             to stdout (format binary)"
+        );
+        let mut messages = self.connection.copy_out_raw(&copy).await?;
+        let mut is_first = true;
+        // The protocol sends each row in a message of its own; the header comes with the first of them.
+        while let Some(message) = messages.try_next().await? {
+            let mut bytes = &*message;
+            if std::mem::take(&mut is_first) && bytes.starts_with(SIGNATURE) {
+                bytes = bytes.get(HEADER_BYTES..).ok_or_else(malformed)?;
+            }
+            if !bytes.is_empty() && bytes != TRAILER {
+                chunk.bytes.extend_from_slice(bytes);
+                chunk.ends.push(chunk.bytes.len());
+            }
+        }
+        Ok(())
+    }
+}
