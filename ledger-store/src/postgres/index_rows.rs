@@ -1,13 +1,14 @@
 //! The rows of the indexes on PostgreSQL. They come as arrays: a row for each would cost several times as much.
 
-use ledger_core::Partition;
+use ledger_core::{Partition, Position};
 use sqlx::{AssertSqlSafe, Executor, Postgres as Driver};
 use uuid::Uuid;
 
 use super::Postgres;
 use crate::{
     StoreError,
-    index_rows::{IndexRows, KeyRow},
+    index_rows::{IndexRows, KeyRow, KeySum, KeySums},
+    row::stored,
 };
 
 impl Postgres {
@@ -53,6 +54,22 @@ impl Postgres {
         let run = run.cast_signed();
         let rows = format!("select * from key_positions where partition = {partition} and run = {run}");
         keys(self.pool(), &rows).await
+    }
+
+    pub(crate) async fn key_sums(&self, partition: Partition, to: Position) -> Result<KeySums, StoreError> {
+        let sql = "select run::bigint, count(*) filter (where position <= $2), \
+            coalesce(bit_xor(hashint8extended(business_hash, hashint8extended(account_short, position))) \
+                filter (where position <= $2), 0), \
+            count(*) filter (where position > $2) \
+            from key_positions where partition = $1 group by run order by run";
+        let runs: Vec<(i64, i64, i64, i64)> =
+            sqlx::query_as(sql).bind(i16::from(partition.number())).bind(stored(to.0)).fetch_all(self.pool()).await?;
+        let mut sums = KeySums::default();
+        for (run, rows, mixed, later) in runs {
+            sums.runs.push((run, KeySum { rows: rows.cast_unsigned(), mixed: mixed.cast_unsigned() }));
+            sums.later += later.cast_unsigned();
+        }
+        Ok(sums)
     }
 
     pub(crate) async fn key_rows_past(

@@ -75,11 +75,6 @@ impl Indexes {
         }
     }
 
-    /// What a replay of its own made of the keys, when all else agrees already.
-    pub(super) fn of_keys(partition: Partition, checkpoint: Position, runs: Vec<Sum>) -> Self {
-        Self { runs, rows: None, ..Self::new(partition, checkpoint, IndexRows::default()) }
-    }
-
     /// Up to where they must hold the log, and the rows but for the keys.
     pub(super) fn into_rows(self) -> (Position, IndexRows) {
         (self.checkpoint, self.rows.unwrap_or_default())
@@ -244,6 +239,28 @@ impl Indexes {
             }
         }
         self.compare_newer(database, replay).await
+    }
+
+    /// Compares `later` rows of the key index that name places after the checkpoint with their events. Tells whether so many
+    /// were found where they belong.
+    pub(super) async fn compare_later(
+        database: &Database,
+        partition: Partition,
+        checkpoint: Position,
+        later: u64,
+        replay: &mut Replay,
+    ) -> Result<bool, StoreError> {
+        let last = key_run(checkpoint);
+        let mut rows = database.key_rows(partition, last).await?;
+        rows.extend(database.key_rows_past(partition, last, NEWER_MAX).await?);
+        let mut indexes = Self::new(partition, checkpoint, IndexRows::default());
+        for row in rows {
+            // Those up to the checkpoint are compared already.
+            indexes.due(row.position, || Newer::Key(row));
+        }
+        let found = indexes.newer.len();
+        indexes.compare_newer(database, replay).await?;
+        Ok(found == NEWER_MAX || found as u64 >= later)
     }
 
     /// The rows of a run one by one, against the events of its positions.

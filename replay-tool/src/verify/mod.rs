@@ -190,6 +190,7 @@ pub(crate) async fn verify_part(
     // Quickly as far as everything agrees; what does not is looked at partition by partition.
     let (mut parts, partitions) = if options.partition.is_none() && options.since.is_none() {
         let swept = swept::verify(database, &around, progress).await?;
+        tracing::info!(doubtful = swept.doubtful.len(), "swept");
         (swept.parts, swept.doubtful)
     } else {
         (Vec::new(), partitions)

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ledger_core::{Head, PARTITIONS, Partition, Position};
 use ledger_store::{
     Database, StoreError,
-    sweep::{Extent, Sweep},
+    sweep::{Chunk, Extent, Sweep},
 };
 use tokio::{sync::watch, task::JoinSet};
 
@@ -26,12 +26,23 @@ use super::{
 use crate::{finding::Findings, progress::Progress};
 use beside::Waiting;
 use check::{Checked, Checker};
-use replay::{Doubt, Replay};
+use replay::{Doubt, Foreseen, Replay};
 
 /// What the partitions of one pass may have in memory. When they have more, half of them are put off to another pass.
 const BYTES_MAX: usize = 236 << 20;
-/// Readers for each core: while one waits for the database, the other one works.
-const READERS_PER_CORE: usize = 1;
+/// Readers besides one for each core: while one waits for its turn or for the database, the others work.
+const READERS_BESIDES: usize = 1;
+
+/// Rows whose accounts are looked for at once.
+const AHEAD: usize = 32;
+
+/// The steps of that.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    Guess,
+    Look,
+    Call,
+}
 
 /// What became of the partitions.
 #[derive(Debug, Default)]
@@ -138,7 +149,7 @@ async fn read(sweep: &Sweep, pass: Pass, depth: Depth, progress: &Progress) -> R
     let shared = Arc::new(Mutex::new(pass));
     let turn = watch::Sender::new(0_u64);
     let mut readers = JoinSet::new();
-    for _ in 0..at_once() * READERS_PER_CORE {
+    for _ in 0..at_once() + READERS_BESIDES {
         let (sweep, shared, turn, progress) = (sweep.clone(), shared.clone(), turn.clone(), progress.clone());
         readers.spawn(async move {
             let mut sweeper = sweep.sweeper().await?;
@@ -150,7 +161,7 @@ async fn read(sweep: &Sweep, pass: Pass, depth: Depth, progress: &Progress) -> R
                 {
                     // A reader that panicked in its turn ends the whole reading.
                     let mut pass = shared.lock().unwrap_or_else(PoisonError::into_inner);
-                    rows.iter().for_each(|row| pass.take(row, &chunk, &mut checker));
+                    pass.take_all(&rows, depth, &chunk, &mut checker);
                     pass.keep_within(BYTES_MAX);
                 }
                 progress.advance(rows.len() as u64);
@@ -168,7 +179,42 @@ async fn read(sweep: &Sweep, pass: Pass, depth: Depth, progress: &Progress) -> R
 }
 
 impl Pass {
-    fn take(&mut self, row: &Checked<'_>, chunk: &ledger_store::sweep::Chunk, checker: &mut Checker) {
+    fn take_all(&mut self, rows: &[Checked<'_>], depth: Depth, chunk: &Chunk, checker: &mut Checker) {
+        for rows in rows.chunks(AHEAD) {
+            let foreseen = self.foresee(rows, depth);
+            rows.iter().zip(foreseen).for_each(|(row, foreseen)| self.take(row, foreseen, chunk, checker));
+        }
+    }
+
+    /// Looks for the accounts of some rows at once: step by step for all of them, so that no step of one waits for the
+    /// memory alone.
+    fn foresee(&self, rows: &[Checked<'_>], depth: Depth) -> [Foreseen; AHEAD] {
+        let accounts = |row: &Checked<'_>| match &row.event {
+            Ok(event) => self.slots[event.partition.index()].as_ref().map(|slot| slot.0.accounts()),
+            Err(_) => None,
+        };
+        let mut foreseen = [Foreseen::Nothing; AHEAD];
+        for step in [Step::Guess, Step::Look, Step::Call] {
+            for (row, foreseen) in rows.iter().zip(&mut foreseen) {
+                let (Ok(event), Some(accounts)) = (&row.event, accounts(row)) else { continue };
+                *foreseen = match (step, *foreseen) {
+                    (Step::Guess, _) => accounts.guess(event.account_id).map_or(Foreseen::Nothing, Foreseen::Account),
+                    (Step::Look, Foreseen::Account(number)) if !accounts.is(number, event.account_id) => {
+                        Foreseen::Nothing
+                    }
+                    (Step::Call, Foreseen::Account(number))
+                        if depth == Depth::Full && accounts.is_called(number, event.user_id, event.credit_type) =>
+                    {
+                        Foreseen::Called(number)
+                    }
+                    (_, before) => before,
+                };
+            }
+        }
+        foreseen
+    }
+
+    fn take(&mut self, row: &Checked<'_>, foreseen: Foreseen, chunk: &Chunk, checker: &mut Checker) {
         let partition = match (&row.event, row.event.as_ref().err().and_then(|none| none.0)) {
             (Ok(event), _) => event.partition,
             (Err(_), Some((partition, _))) => partition,
@@ -177,7 +223,7 @@ impl Pass {
         };
         let Some(slot) = &mut self.slots[partition.index()] else { return };
         let taken = match &row.event {
-            Ok(event) => slot.0.take(row, event, chunk, checker),
+            Ok(event) => slot.0.take(row, event, foreseen, chunk, checker),
             // What lies after the end is not looked at, whatever it is.
             Err(none) if none.0.is_some_and(|(_, position)| position > slot.0.end) => Ok(()),
             Err(_) => Err(Doubt),
@@ -242,9 +288,20 @@ async fn finish_partition(
         let expired: Vec<_> = replay.freezes().filter(|freeze| partition::has_expired(freeze, around.now)).collect();
         partition::note_expired(partition, &expired, around.now, &mut findings);
         if let Some((checkpoint, _)) = replay.waiting.indexes {
-            let mut named = log::Replay::new(partition, Depth::Full);
-            Indexes::of_keys(partition, checkpoint, outcome.runs).finish(database, &mut named).await?;
-            findings.absorb(named.findings);
+            let sums = database.key_sums(partition, checkpoint).await?;
+            let found = sums.runs.iter().filter(|(_, sum)| sum.rows > 0).copied();
+            let expected = (0..).zip(&outcome.runs).filter(|(_, sum)| sum.rows > 0).map(|(run, sum)| (run, *sum));
+            if !found.eq(expected) {
+                return Ok(Err(partition));
+            }
+            let mut later = log::Replay::new(partition, Depth::Full);
+            // What was written meanwhile is compared row by row.
+            if sums.later > 0
+                && !Indexes::compare_later(database, partition, checkpoint, sums.later, &mut later).await?
+            {
+                return Ok(Err(partition));
+            }
+            findings.absorb(later.findings);
         }
     }
     if findings.count > 0 || findings.consequences > 0 {

@@ -8,7 +8,7 @@ use ledger_core::{
     balance, digest::PartitionDigest, operation,
 };
 use ledger_store::{
-    index_rows::{HISTORY_STRIDE, KeyRow, key_run},
+    index_rows::{HISTORY_STRIDE, KeyRow, KeySum, key_run},
     sweep::Chunk,
 };
 
@@ -28,6 +28,15 @@ const EARLY_ROWS_MAX: usize = 4_096;
 /// 48 bits of the digest of a key: in a partition of a million events two are equal by chance once in six hundred runs, and
 /// then the partition is looked at again.
 const KEY_BYTES: usize = 6;
+
+/// What is known of the account of a row before its turn comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Foreseen {
+    Nothing,
+    Account(AccountNumber),
+    /// And that it is called as the row says.
+    Called(AccountNumber),
+}
 
 /// Something of the partition does not agree, or there is no room for it here.
 #[derive(Debug)]
@@ -56,7 +65,7 @@ pub(super) struct Replay {
     pub(super) batches: Sums,
     newest_about: HashMap<u32, u32>,
     history: Sum,
-    runs: Vec<Sum>,
+    runs: Vec<KeySum>,
     early: BTreeMap<Position, Vec<u8>>,
     buffer: Vec<u8>,
 }
@@ -102,11 +111,16 @@ impl Replay {
             + self.newest_about.len() * OF_A_MAP
     }
 
+    pub(super) const fn accounts(&self) -> &Accounts {
+        &self.accounts
+    }
+
     /// Takes a row of the partition, in whichever order they come.
     pub(super) fn take(
         &mut self,
         row: &Checked<'_>,
         event: &BareEvent<'_>,
+        foreseen: Foreseen,
         chunk: &Chunk,
         checker: &mut Checker,
     ) -> Agrees {
@@ -121,22 +135,22 @@ impl Replay {
             self.early.insert(event.position, row.raw.to_vec());
             return Ok(());
         }
-        self.fold(row, event)?;
+        self.fold(row, event, foreseen)?;
         while let Some(raw) = self.early.remove(&self.position.next()) {
             let row = checker.check_one(&raw, chunk.event(&raw));
             let event = row.event.as_ref().map_err(|_| Doubt)?;
-            self.fold(&row, event)?;
+            self.fold(&row, event, Foreseen::Nothing)?;
         }
         Ok(())
     }
 
     /// Takes the next event.
-    fn fold(&mut self, row: &Checked<'_>, event: &BareEvent<'_>) -> Agrees {
+    fn fold(&mut self, row: &Checked<'_>, event: &BareEvent<'_>, foreseen: Foreseen) -> Agrees {
         let is_full = self.depth == Depth::Full;
         if is_full {
             self.check_order(row, event)?;
         }
-        let account = self.fold_account(event)?;
+        let account = self.fold_account(event, foreseen)?;
         self.fold_originals(event, account)?;
         self.position = event.position;
         self.hash = event.hash;
@@ -165,9 +179,13 @@ impl Replay {
         Ok(())
     }
 
-    fn fold_account(&mut self, event: &BareEvent<'_>) -> Result<AccountNumber, Doubt> {
+    fn fold_account(&mut self, event: &BareEvent<'_>, foreseen: Foreseen) -> Result<AccountNumber, Doubt> {
         let BareEvent { account_id, user_id, credit_type, after, position, recorded_at, .. } = event;
-        let Some(number) = self.accounts.find(*account_id) else {
+        let known = match foreseen {
+            Foreseen::Account(number) | Foreseen::Called(number) => Some(number),
+            Foreseen::Nothing => self.accounts.find(*account_id),
+        };
+        let Some(number) = known else {
             balance::follow(None, event).map_err(|_| Doubt)?;
             if self.depth == Depth::Full && AccountId::derive(user_id, credit_type) != *account_id {
                 return Err(Doubt);
@@ -176,7 +194,9 @@ impl Replay {
         };
         let (state, newest) = self.accounts.state(number);
         balance::follow(Some((&state, newest)), event).map_err(|_| Doubt)?;
-        if self.depth == Depth::Full && !self.accounts.is_called(number, user_id, credit_type) {
+        let is_called =
+            || matches!(foreseen, Foreseen::Called(_)) || self.accounts.is_called(number, user_id, credit_type);
+        if self.depth == Depth::Full && !is_called() {
             return Err(Doubt);
         }
         self.accounts.set(number, after, *position, *recorded_at);
@@ -241,7 +261,7 @@ impl Replay {
         }
         let run = key_run(event.position) as usize;
         if self.runs.len() <= run {
-            self.runs.resize(run + 1, Sum::default());
+            self.runs.resize(run + 1, KeySum::default());
         }
         let operation = event.operation_id;
         let operation = (operation != event.transaction_id.uuid()).then(|| operation::hash(operation));
@@ -354,7 +374,7 @@ pub(super) struct Outcome {
     pub(super) freezes: u64,
     pub(super) digest: (Hash, Hash),
     /// What the runs of the key index must come to.
-    pub(super) runs: Vec<Sum>,
+    pub(super) runs: Vec<KeySum>,
 }
 
 /// The rows of an event in the key index, like [`ledger_store::index_rows::key_rows_of`].

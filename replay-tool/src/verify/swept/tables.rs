@@ -95,7 +95,9 @@ impl Texts {
     }
 }
 
+/// As long as a line of the processor's cache, and in one.
 #[derive(Debug)]
+#[repr(align(64))]
 struct AccountRow {
     id: AccountId,
     balance: u64,
@@ -135,6 +137,16 @@ impl Accounts {
         let bits = self.slots.len().trailing_zeros();
         let mixed = id.short().wrapping_mul(0x9e37_79b9_7f4a_7c15);
         usize::try_from(mixed.checked_shr(64 - bits).unwrap_or(0)).unwrap_or(0)
+    }
+
+    /// The account that is probably this one. Together with [`Accounts::is`] and [`Accounts::is_called`] it serves to look
+    /// for several accounts at once: each look waits for the memory, which can do more than one thing at a time.
+    pub(super) fn guess(&self, id: AccountId) -> Option<AccountNumber> {
+        self.slots.get(self.slot(id))?.checked_sub(1)
+    }
+
+    pub(super) fn is(&self, number: AccountNumber, id: AccountId) -> bool {
+        self.rows.get(number as usize).id == id
     }
 
     pub(super) fn find(&self, id: AccountId) -> Option<AccountNumber> {
@@ -407,5 +419,114 @@ impl Freezes {
                 position,
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(user: &str) -> (AccountId, Partition) {
+        let account = Account::new(user, "points").expect("valid");
+        (account.id(), account.partition())
+    }
+
+    fn transaction(position: u64, check: u64) -> TransactionId {
+        let partition = Partition::new(5).expect("below 64");
+        TransactionId::of_check_bits(partition, Epoch(3), Position(position), check)
+    }
+
+    fn at(micros: i64) -> Timestamp {
+        Timestamp::from_micros(micros).expect("a time")
+    }
+
+    #[test]
+    fn accounts_are_found_by_their_ids_however_many_there_are() {
+        let mut accounts = Accounts::default();
+        assert_eq!((accounts.find(id("user-0").0), accounts.guess(id("user-0").0)), (None, None));
+        let state = |number: u64| AccountState { balance: number, frozen: number / 2, locked: number % 2 == 1, version: 1 };
+        for number in 0..5_000 {
+            let user = format!("user-{number}");
+            let added = accounts.add((id(&user).0, &user, "points"), &state(number), Position(number + 1), at(7));
+            assert_eq!(added.map(u64::from), Some(number));
+        }
+        let changed = AccountState { balance: 9, frozen: 8, locked: false, version: 2 };
+        accounts.set(accounts.find(id("user-33").0).expect("there"), &changed, Position(6_000), at(8));
+        for number in 0..5_000_u64 {
+            let user = format!("user-{number}");
+            let found = accounts.find(id(&user).0).expect("there");
+            assert_eq!(u64::from(found), number);
+            assert!(accounts.guess(id(&user).0).is_some());
+            assert!(accounts.is_called(found, &user, "points"));
+            assert!(!accounts.is_called(found, &user, "coins") && !accounts.is_called(found, "points", &user));
+            let expected = if number == 33 { (changed, 6_000) } else { (state(number), number + 1) };
+            assert_eq!(accounts.state(found), (expected.0, Position(expected.1)));
+        }
+        assert_eq!(accounts.find(id("user-5000").0), None);
+        let mut before = None;
+        let mut seen = 0;
+        accounts.in_order(|(id, user_id, credit_type), ..| {
+            assert!(before < Some(id) && AccountId::derive(user_id, credit_type) == id);
+            before = Some(id);
+            seen += 1;
+        });
+        assert_eq!(seen, 5_000);
+    }
+
+    #[test]
+    fn a_deduction_bears_what_it_took_and_only_for_its_account_and_id() {
+        let mut deductions = Deductions::default();
+        let large = (1 << 53) - 1;
+        for position in 1..3_000 {
+            deductions.add(position * 2, transaction(u64::from(position), u64::from(position) << 4), position, large);
+        }
+        let (position, account) = (2_500 * 2, 2_500);
+        let own = transaction(2_500, 2_500 << 4);
+        assert_eq!(deductions.refund(position, own, account, 1), Some(large - 1));
+        assert_eq!(deductions.refund(position, own, account, large), None, "more than is left");
+        assert_eq!(deductions.refund(position, own, account + 1, 1), None, "of another account");
+        assert_eq!(deductions.refund(position + 1, own, account, 1), None, "there is none");
+        for bit in [0, 31, 32, 33] {
+            let other = transaction(2_500, (2_500 << 4) ^ 1 << bit);
+            assert_eq!(deductions.refund(position, other, account, 1), None, "bit {bit} of the id differs");
+        }
+        assert_eq!(deductions.refund(position, own, account, large - 1), Some(0));
+        assert_eq!(deductions.refund(position, own, account, 1), None);
+    }
+
+    #[test]
+    fn a_freeze_is_given_back_as_its_events_left_it() {
+        let (mut accounts, mut freezes) = (Accounts::default(), Freezes::default());
+        let (account_id, partition) = id("ann");
+        let account = accounts
+            .add((account_id, "ann", "points"), &AccountState::default(), Position(1), at(1))
+            .expect("room");
+        for (position, expires_at) in [(2, None), (3, Some(at(99)))] {
+            let id = TransactionId::of_check_bits(partition, Epoch(4), Position(position.into()), 1 << 33 | 5);
+            let (amount, created_at) = (100, at(2));
+            let (business_code, business_id) = ("order", "7");
+            let freeze = Frozen { id, account, amount, expires_at, created_at, business_code, business_id };
+            freezes.add(position, &freeze).expect("room");
+            assert_eq!(freezes.settle(position, id, account, 30, 5), Some(65));
+            assert_eq!(freezes.settle(position, id, account, 0, 15), Some(50));
+            assert_eq!(freezes.settle(position, id, account, 50, 1), None, "more than is left");
+            assert_eq!(freezes.settle(position, id, account + 1, 1, 0), None, "of another account");
+            let other = TransactionId::of_check_bits(partition, Epoch(5), Position(position.into()), 1 << 33 | 5);
+            assert_eq!(freezes.settle(position, other, account, 1, 0), None, "of another epoch");
+            let given = freezes.iter(partition, &accounts).last().expect("a freeze");
+            let expected = Freeze {
+                freeze_id: id,
+                account: Account::new("ann", "points").expect("valid"),
+                amount,
+                remaining: 50,
+                captured: 30,
+                released: 20,
+                expires_at,
+                key: BusinessKey::new("order", "7").expect("valid"),
+                created_at,
+                position: Position(position.into()),
+            };
+            assert_eq!(given, expected);
+        }
     }
 }
