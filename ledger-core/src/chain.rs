@@ -16,6 +16,7 @@ use crate::{
     id::{AccountId, POSITION_MAX, TransactionId},
     key::BusinessKey,
     log::{Epoch, Hash, Partition, Position},
+    many::Messages,
     timestamp::Timestamp,
 };
 
@@ -30,6 +31,27 @@ pub fn link(previous: &Hash, event: &Event) -> Hash {
     bytes.extend_from_slice(&previous.0);
     write_canonical(&mut bytes, event);
     Hash(*blake3::hash(&bytes).as_bytes())
+}
+
+/// The links of many events, made together: see [`Messages`]. Kept, it allocates little.
+#[derive(Debug, Default)]
+pub struct Links(Messages);
+
+impl Links {
+    /// The hash of each event as the one that follows the event before it, as [`link`] gives it; the first follows `previous`.
+    /// What comes before an event is the hash that the event there bears, right or wrong.
+    pub fn of<'e>(&mut self, previous: &Hash, events: impl IntoIterator<Item = &'e Event>) -> &[Hash] {
+        self.0.clear();
+        let mut previous = previous;
+        for event in events {
+            self.0.add(|bytes| {
+                bytes.extend_from_slice(&previous.0);
+                write_canonical(bytes, event);
+            });
+            previous = &event.hash;
+        }
+        self.0.hash()
+    }
 }
 
 /// Appends the canonical bytes of `event` to `bytes`.
@@ -374,6 +396,18 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn links_made_together_are_those_made_one_by_one(events in prop::collection::vec(events(), 0..40)) {
+            let mut links = Links::default();
+            for _ in 0..2 {
+                let mut previous = Hash([7; 32]);
+                for (event, found) in events.iter().zip(links.of(&previous, &events)) {
+                    prop_assert_eq!(*found, link(&previous, event));
+                    previous = event.hash;
+                }
+            }
+        }
+
         #[test]
         fn what_is_written_is_read_as_the_same_event(event in events()) {
             prop_assert_eq!(read_canonical(&canonical(&event), event.hash), Ok(event));

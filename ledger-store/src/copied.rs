@@ -1,11 +1,31 @@
 //! A row of events as PostgreSQL's COPY writes it in its binary format: how many columns there are (2 bytes), and of each its
 //! length (4 bytes, -1 for null) and its bytes (<https://www.postgresql.org/docs/current/sql-copy.html#SQL-COPY-BINARY>).
 //! Rows of a sweep are kept like this whichever database they come from.
+//!
+//! Each column is read by a call of its own, in the order of the columns; where it cannot be read, the error names it and
+//! says why.
 
 use ledger_core::{Partition, Position, Timestamp};
 use uuid::Uuid;
 
 use crate::row::{Damage, EventRow};
+
+/// Before the first row: the signature, flags, and the length of an extension that there is not.
+const HEADER_BYTES: usize = 19;
+const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
+/// After the last row.
+const TRAILER: &[u8] = &[0xff, 0xff];
+
+/// The row in a message of PostgreSQL's protocol, which sends each row in one of its own; the header comes with the first
+/// of them. None in a message without a row.
+#[must_use]
+pub fn rows(message: &[u8]) -> Option<&[u8]> {
+    let row = match message.strip_prefix(SIGNATURE) {
+        Some(_) => message.get(HEADER_BYTES..).unwrap_or_default(),
+        None => message,
+    };
+    (!row.is_empty() && row != TRAILER).then_some(row)
+}
 
 /// PostgreSQL counts microseconds from 2000-01-01T00:00:00Z.
 pub(crate) const YEAR_2000_MICROS: i64 = 946_684_800_000_000;
@@ -21,15 +41,18 @@ pub(crate) const COLUMNS_OF_A_FOLD: &str = "partition, position, previous_positi
 pub(crate) const COLUMNS_OF_A_FOLD_COUNT: usize = 20;
 
 /// The columns of a row that were not read yet.
-pub(crate) struct Row<'r>(&'r [u8]);
+#[derive(Debug)]
+pub struct Row<'r>(&'r [u8]);
 
 impl<'r> Row<'r> {
-    pub(crate) const fn new(bytes: &'r [u8]) -> Self {
+    /// A row of which nothing was read.
+    #[must_use]
+    pub const fn new(bytes: &'r [u8]) -> Self {
         Self(bytes)
     }
 
     /// How many columns there are: what a row begins with.
-    pub(crate) fn columns(&mut self) -> Option<usize> {
+    pub fn columns(&mut self) -> Option<usize> {
         self.take().map(|columns| usize::from(u16::from_be_bytes(columns)))
     }
 
@@ -179,9 +202,30 @@ impl<'r> Row<'r> {
         }
     }
 
+    /// The next column, a `bigint`.
     #[inline(always)]
-    fn number(&mut self, column: &'static str) -> Result<i64, Damage> {
+    pub fn number(&mut self, column: &'static str) -> Result<i64, Damage> {
         self.required(column, number)
+    }
+
+    /// The next column, a `smallint`.
+    pub fn small(&mut self, column: &'static str) -> Result<i64, Damage> {
+        self.required(column, small)
+    }
+
+    /// The next column, a `uuid`.
+    pub fn uuid(&mut self, column: &'static str) -> Result<Uuid, Damage> {
+        self.required(column, uuid)
+    }
+
+    /// The next column, a `timestamptz` of the years 1970 to 9999.
+    pub fn time(&mut self, column: &'static str) -> Result<Timestamp, Damage> {
+        self.required(column, time)
+    }
+
+    /// The next column, a `text`.
+    pub fn text(&mut self, column: &'static str) -> Result<&'r str, Damage> {
+        self.required(column, text)
     }
 }
 

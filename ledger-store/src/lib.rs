@@ -6,7 +6,7 @@
 mod append;
 mod batch;
 mod beside;
-mod copied;
+pub mod copied;
 mod database;
 pub mod error;
 pub mod feed;

@@ -11,7 +11,7 @@ use ledger_store::{
 use serde_json::Value;
 use tests::{
     on_both_databases,
-    store::{NewDatabase, capture, credit, debit, freeze, postgres, refund, sqlite, ticking_clock},
+    store::{NewDatabase, capture, credit, debit, freeze, refund, ticking_clock},
     tool,
     vandal::Vandal,
 };

@@ -11,16 +11,10 @@ use sqlx::{
 use super::{ACQUIRE_TIMEOUT, Postgres};
 use crate::{
     DamagedRow, StoreError,
-    copied::Row,
+    copied::{self, Row},
     row::{COLUMN_COUNT, Texts},
     scan::Rows,
 };
-
-/// Before the first row: the signature, flags, and the length of an extension that there is not.
-pub(super) const HEADER_BYTES: usize = 19;
-pub(super) const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
-/// After the last row.
-pub(super) const TRAILER: &[u8] = &[0xff, 0xff];
 
 /// Pages are read by the primary key, whatever the planner thinks of a partition's rows: they lie all over the table, and
 /// it would sort the whole partition for each page.
@@ -72,22 +66,16 @@ impl Reader {
         let mut messages = self.pool.copy_out_raw(&copy).await?;
         let mut rows =
             Vec::with_capacity(limit.min(1 + usize::try_from(to.saturating_sub_unsigned(after.0)).unwrap_or(0)));
-        let mut is_first = true;
-        // The protocol sends each row in a message of its own; the header comes with the first of them.
         while let Some(message) = messages.try_next().await? {
-            let mut bytes = &*message;
-            if std::mem::take(&mut is_first) && bytes.starts_with(SIGNATURE) {
-                bytes = bytes.get(HEADER_BYTES..).ok_or_else(malformed)?;
-            }
-            if !bytes.is_empty() && bytes != TRAILER {
-                rows.push(read(bytes, partition, &mut self.texts)?);
+            if let Some(row) = copied::rows(&message) {
+                rows.push(read(row, partition, &mut self.texts)?);
             }
         }
         Ok(rows)
     }
 }
 
-pub(super) fn malformed() -> StoreError {
+fn malformed() -> StoreError {
     StoreError::Inconsistent("the database sent a copy of events that cannot be read".to_owned())
 }
 

@@ -3,12 +3,9 @@
 use futures::TryStreamExt;
 use sqlx::{Postgres as Driver, pool::PoolConnection};
 
-use super::{
-    Postgres,
-    scan::{HEADER_BYTES, SIGNATURE, TRAILER, malformed},
-};
+use super::Postgres;
 use crate::{
-    StoreError,
+    StoreError, copied,
     sweep::{Chunk, Extent},
 };
 
@@ -47,15 +44,9 @@ impl Sweeper {
              to stdout (format binary)"
         );
         let mut messages = self.connection.copy_out_raw(&copy).await?;
-        let mut is_first = true;
-        // The protocol sends each row in a message of its own; the header comes with the first of them.
         while let Some(message) = messages.try_next().await? {
-            let mut bytes = &*message;
-            if std::mem::take(&mut is_first) && bytes.starts_with(SIGNATURE) {
-                bytes = bytes.get(HEADER_BYTES..).ok_or_else(malformed)?;
-            }
-            if !bytes.is_empty() && bytes != TRAILER {
-                chunk.bytes.extend_from_slice(bytes);
+            if let Some(row) = copied::rows(&message) {
+                chunk.bytes.extend_from_slice(row);
                 chunk.ends.push(chunk.bytes.len());
             }
         }

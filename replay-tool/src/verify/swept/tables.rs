@@ -444,7 +444,8 @@ mod tests {
     fn accounts_are_found_by_their_ids_however_many_there_are() {
         let mut accounts = Accounts::default();
         assert_eq!((accounts.find(id("user-0").0), accounts.guess(id("user-0").0)), (None, None));
-        let state = |number: u64| AccountState { balance: number, frozen: number / 2, locked: number % 2 == 1, version: 1 };
+        let state =
+            |number: u64| AccountState { balance: number, frozen: number / 2, locked: number % 2 == 1, version: 1 };
         for number in 0..5_000 {
             let user = format!("user-{number}");
             let added = accounts.add((id(&user).0, &user, "points"), &state(number), Position(number + 1), at(7));
@@ -465,7 +466,7 @@ mod tests {
         assert_eq!(accounts.find(id("user-5000").0), None);
         let mut before = None;
         let mut seen = 0;
-        accounts.in_order(|(id, user_id, credit_type), ..| {
+        accounts.in_order(|(id, user_id, credit_type), _, _, _| {
             assert!(before < Some(id) && AccountId::derive(user_id, credit_type) == id);
             before = Some(id);
             seen += 1;
@@ -498,9 +499,8 @@ mod tests {
     fn a_freeze_is_given_back_as_its_events_left_it() {
         let (mut accounts, mut freezes) = (Accounts::default(), Freezes::default());
         let (account_id, partition) = id("ann");
-        let account = accounts
-            .add((account_id, "ann", "points"), &AccountState::default(), Position(1), at(1))
-            .expect("room");
+        let account =
+            accounts.add((account_id, "ann", "points"), &AccountState::default(), Position(1), at(1)).expect("room");
         for (position, expires_at) in [(2, None), (3, Some(at(99)))] {
             let id = TransactionId::of_check_bits(partition, Epoch(4), Position(position.into()), 1 << 33 | 5);
             let (amount, created_at) = (100, at(2));
