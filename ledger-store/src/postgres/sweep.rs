@@ -20,12 +20,12 @@ pub(crate) struct Sweeper {
 }
 
 impl Postgres {
-    /// How many chunks the table has by now. What is committed lies in blocks that were added before.
+    /// How many chunks the table has by now. What is committed lies in blocks that were added before. Before PostgreSQL 14
+    /// each chunk would be looked for in the whole table: there is none then.
     pub(crate) async fn sweep_chunks(&self) -> Result<u64, StoreError> {
-        let blocks: i64 =
-            sqlx::query_scalar("select pg_relation_size('events') / current_setting('block_size')::bigint")
-                .fetch_one(self.pool())
-                .await?;
+        let sql = "select case when current_setting('server_version_num')::int >= 140000 \
+            then pg_relation_size('events') / current_setting('block_size')::bigint else 0 end";
+        let blocks: i64 = sqlx::query_scalar(sql).fetch_one(self.pool()).await?;
         Ok(u64::try_from(blocks).unwrap_or(0).div_ceil(BLOCKS))
     }
 

@@ -326,3 +326,28 @@ async fn newest(database: &Database, partition: Partition, end: Position) -> Res
     let row = database.rows_at(&[(partition, end)]).await?.pop();
     Ok(row.and_then(Result::ok).map(|event| event.head()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_of_the_partitions_are_put_off_while_they_have_too_much_in_memory() {
+        let slots = std::array::from_fn(|index| {
+            let partition = Partition::new(u8::try_from(index).expect("64 partitions")).expect("below 64");
+            Some(Box::new((Replay::of_an_account(partition), Findings::default())))
+        });
+        let mut pass = Pass { slots, doubtful: Vec::new(), put_off: Vec::new() };
+        let of_one = pass.slots[0].as_ref().expect("there").0.bytes();
+        assert!(of_one > 64, "an account takes {of_one} bytes");
+        pass.keep_within(64 * of_one);
+        assert_eq!(pass.put_off, []);
+        pass.keep_within(64 * of_one - 1);
+        assert_eq!(pass.put_off, Partition::all().skip(32).collect::<Vec<_>>());
+        assert!(pass.slots[..32].iter().all(Option::is_some) && pass.slots[32..].iter().all(Option::is_none));
+        // What does not fit alone is read all the same.
+        (0..9).for_each(|_| pass.keep_within(0));
+        assert_eq!((pass.put_off.len(), pass.slots.iter().flatten().count()), (63, 1));
+        assert_eq!(pass.doubtful, []);
+    }
+}

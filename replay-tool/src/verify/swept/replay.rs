@@ -383,3 +383,22 @@ fn key_rows(key: u64, operation: Option<u64>, event: &BareEvent<'_>) -> impl Ite
     let own = KeyRow { business: key, account: event.account_id.short(), position };
     std::iter::once(own).chain(operation.map(move |business| KeyRow { business, account: 0, position }))
 }
+
+#[cfg(test)]
+impl Replay {
+    /// One that knows an account, and nothing else.
+    pub(super) fn of_an_account(partition: Partition) -> Self {
+        let waiting = Waiting {
+            places: crate::verify::places::Places::new(partition, None),
+            head: Position::ZERO,
+            balances: None,
+            freezes: None,
+            indexes: None,
+        };
+        let mut replay = Self::new(partition, Depth::Full, Position(9), waiting).expect("nothing to doubt");
+        let account = (AccountId::derive("ann", "points"), "ann", "points");
+        let at = Timestamp::from_micros(7).expect("a time");
+        replay.accounts.add(account, &AccountState::default(), Position(1), at).expect("room");
+        replay
+    }
+}
