@@ -164,6 +164,10 @@ pub(crate) async fn partition_rows(
     partition: Partition,
 ) -> Result<PartitionRows, StoreError> {
     let number = i16::from(partition.number());
+    // A COPY that is refused leaves sqlx's connection out of step, so it is asked in another way whether the table is there.
+    // It stays until the transaction ends.
+    let sql = format!("select {BALANCE_COLUMNS} from {balances} limit 0");
+    sqlx::query(AssertSqlSafe(sql)).execute(&mut *connection).await?;
     // There is one for each account: copied, a row costs a fifth of what it does otherwise.
     let sql = format!(
         "copy (select {BALANCE_COLUMNS} from {balances} where partition = {number} order by account_id) \

@@ -1,7 +1,7 @@
 //! The table from its first block to its last, by ranges of row places (`ctid`).
 
 use futures::TryStreamExt;
-use sqlx::{Postgres as Driver, pool::PoolConnection};
+use sqlx::{AssertSqlSafe, Postgres as Driver, pool::PoolConnection};
 
 use super::Postgres;
 use crate::{
@@ -30,7 +30,11 @@ impl Postgres {
     }
 
     pub(crate) async fn sweeper(&self, extent: Extent) -> Result<Sweeper, StoreError> {
-        Ok(Sweeper { connection: self.bulk.acquire().await?, columns: extent.columns() })
+        let (mut connection, columns) = (self.bulk.acquire().await?, extent.columns());
+        // A COPY that is refused leaves sqlx's connection out of step, so it is asked in another way whether the table is there.
+        let sql = format!("select {columns} from events limit 0");
+        sqlx::query(AssertSqlSafe(sql)).execute(&mut *connection).await?;
+        Ok(Sweeper { connection, columns })
     }
 }
 

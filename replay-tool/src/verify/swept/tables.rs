@@ -257,7 +257,7 @@ impl Mark {
     }
 
     const fn account(self) -> AccountNumber {
-        self.account & (1 << 30) - 1
+        self.account & ((1 << 30) - 1)
     }
 
     fn is_of(self, id: TransactionId) -> bool {
