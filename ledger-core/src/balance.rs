@@ -2,6 +2,7 @@
 
 use crate::{
     account::{Account, AccountState},
+    bare::BareEvent,
     event::{Event, EventType},
     log::Position,
     rejection::Contradiction,
@@ -28,7 +29,8 @@ impl Balance {
     /// A [`Contradiction`] when the event cannot follow `before`, has a shape that no event has, or carries another state
     /// than the fold reaches.
     pub fn fold(before: Option<&Self>, event: &Event) -> Result<Self, Contradiction> {
-        follow(before, event)?;
+        is_same_account(before, event)?;
+        follow(before.map(|before| (&before.state, before.position)), &event.bare())?;
         Ok(Self::carried(event))
     }
 
@@ -38,7 +40,8 @@ impl Balance {
     ///
     /// As [`Balance::fold`].
     pub fn advance(&mut self, event: &Event) -> Result<(), Contradiction> {
-        follow(Some(self), event)?;
+        is_same_account(Some(self), event)?;
+        follow(Some((&self.state, self.position)), &event.bare())?;
         self.believe(event);
         Ok(())
     }
@@ -82,18 +85,28 @@ impl Balance {
     }
 }
 
-/// Whether `event` can be the one after `before`, and carries what its amounts make of it.
-fn follow(before: Option<&Balance>, event: &Event) -> Result<(), Contradiction> {
+fn is_same_account(before: Option<&Balance>, event: &Event) -> Result<(), Contradiction> {
+    match before {
+        Some(before) if before.account != event.account => {
+            let name = |account: &Account| format!("{}/{}", account.user_id(), account.credit_type());
+            let (expected, found) = (name(&before.account), name(&event.account));
+            Err(Contradiction { position: event.position, field: "account_id", expected, found })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether `event` can be the one after its account's newest so far, which left that state and stands there, and carries
+/// what its amounts make of it. Whether it is the same account, the caller knows.
+///
+/// # Errors
+///
+/// A [`Contradiction`] when it cannot.
+pub fn follow(before: Option<(&AccountState, Position)>, event: &BareEvent<'_>) -> Result<(), Contradiction> {
     let contradiction =
         |field, expected: String, found: String| Contradiction { position: event.position, field, expected, found };
     let (state, position) =
-        before.map_or((AccountState::default(), Position::ZERO), |balance| (balance.state, balance.position));
-    if let Some(before) = before
-        && before.account != event.account
-    {
-        let name = |account: &Account| format!("{}/{}", account.user_id(), account.credit_type());
-        return Err(contradiction("account_id", name(&before.account), name(&event.account)));
-    }
+        before.map_or((AccountState::default(), Position::ZERO), |(state, position)| (*state, position));
     if event.after.version != state.version + 1 {
         return Err(contradiction("version", (state.version + 1).to_string(), event.after.version.to_string()));
     }

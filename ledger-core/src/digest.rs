@@ -4,9 +4,12 @@
 //! The epoch plays no part, so a restored ledger has the digest of the one that was lost.
 
 use crate::{
+    account::AccountState,
     balance::Balance,
     freeze::Freeze,
-    log::{Hash, PARTITIONS},
+    id::AccountId,
+    log::{Hash, PARTITIONS, Position},
+    timestamp::Timestamp,
 };
 
 /// The digest of one partition's read models. Rows are added in order: balances by account id, freezes by position.
@@ -21,11 +24,22 @@ impl PartitionDigest {
     /// Adds an account's row; call it in ascending order of the account's id.
     pub fn add_balance(&mut self, balance: &Balance) {
         let Balance { account, state, position, updated_at } = balance;
+        self.add_balance_of((account.id(), account.user_id(), account.credit_type()), state, *position, *updated_at);
+    }
+
+    /// The same for a row that was taken apart: an account's id, user and type of credit, and what the row holds of it.
+    pub fn add_balance_of(
+        &mut self,
+        (id, user_id, credit_type): (AccountId, &str, &str),
+        state: &AccountState,
+        position: Position,
+        updated_at: Timestamp,
+    ) {
         let buffer = &mut self.buffer;
         buffer.clear();
-        buffer.extend_from_slice(account.id().uuid().as_bytes());
-        text(buffer, account.user_id());
-        text(buffer, account.credit_type());
+        buffer.extend_from_slice(id.uuid().as_bytes());
+        text(buffer, user_id);
+        text(buffer, credit_type);
         for number in [state.balance, state.frozen, u64::from(state.locked), state.version, position.0] {
             buffer.extend_from_slice(&number.to_be_bytes());
         }

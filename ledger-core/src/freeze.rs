@@ -80,7 +80,7 @@ impl Freeze {
             let found = event.event_type.name().to_owned();
             return Err(contradiction("type", "deducted or unfrozen".to_owned(), found));
         }
-        shape::check(event)?;
+        shape::check(&event.bare())?;
         let amount = event.amount.map_or(0, Amount::units);
         let taken = amount.saturating_add(event.released);
         let Some(remaining) = self.remaining.checked_sub(taken) else {

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::{
     account::Account,
     key::BusinessKey,
-    log::{Epoch, Partition, Position},
+    log::{Epoch, Hash, Partition, Position},
 };
 
 /// How many bits of BLAKE3 a transaction's id carries.
@@ -22,7 +22,9 @@ pub const POSITION_MAX: u64 = (1 << 48) - 1;
 pub struct AccountId(Uuid);
 
 impl AccountId {
-    pub(crate) fn derive(user_id: &str, credit_type: &str) -> Self {
+    /// The id of the account of `user_id` and `credit_type`.
+    #[must_use]
+    pub fn derive(user_id: &str, credit_type: &str) -> Self {
         let mut hasher = blake3::Hasher::new();
         hasher.update(b"ledger.account.v1");
         hasher.update(&(user_id.len() as u64).to_be_bytes());
@@ -85,21 +87,53 @@ impl TransactionId {
     /// When `position` is past [`POSITION_MAX`]: 2^48 events in one partition.
     #[must_use]
     pub fn derive(account: &Account, epoch: Epoch, position: Position, key: &BusinessKey) -> Self {
+        let mut bytes = Vec::with_capacity(192);
+        Self::write_hashed(&mut bytes, account.id(), key.code(), key.id());
+        Self::of_hash(account.partition(), epoch, position, &Hash(*blake3::hash(&bytes).as_bytes()))
+    }
+
+    /// Appends what an id's hash runs over: see [`TransactionId::of_hash`].
+    pub fn write_hashed(bytes: &mut Vec<u8>, account: AccountId, business_code: &str, business_id: &str) {
+        bytes.extend_from_slice(b"ledger.transaction.v1");
+        bytes.extend_from_slice(account.uuid().as_bytes());
+        bytes.extend_from_slice(&(business_code.len() as u64).to_be_bytes());
+        bytes.extend_from_slice(business_code.as_bytes());
+        bytes.extend_from_slice(business_id.as_bytes());
+    }
+
+    /// The id of the event at (partition, epoch, position) from the hash of what [`TransactionId::write_hashed`] wrote.
+    ///
+    /// # Panics
+    ///
+    /// When `position` is past [`POSITION_MAX`].
+    #[must_use]
+    pub fn of_hash(partition: Partition, epoch: Epoch, position: Position, hash: &Hash) -> Self {
+        let check = u64::from_be_bytes(std::array::from_fn(|index| hash.0[index])) >> (64 - CHECK_BITS);
+        Self::of_check_bits(partition, epoch, position, check)
+    }
+
+    /// The id of the event at (partition, epoch, position) from its [`TransactionId::check_bits`].
+    ///
+    /// # Panics
+    ///
+    /// When `position` is past [`POSITION_MAX`].
+    #[must_use]
+    pub fn of_check_bits(partition: Partition, epoch: Epoch, position: Position, check: u64) -> Self {
         assert!(position.0 <= POSITION_MAX, "a partition holds at most 2^48 - 1 events");
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(b"ledger.transaction.v1");
-        hasher.update(account.id().uuid().as_bytes());
-        hasher.update(&(key.code().len() as u64).to_be_bytes());
-        hasher.update(key.code().as_bytes());
-        hasher.update(key.id().as_bytes());
-        let hash = hasher.finalize();
-        let check = u64::from_be_bytes(std::array::from_fn(|index| hash.as_bytes()[index])) >> (64 - CHECK_BITS);
         Self(pack(
-            u128::from(account.partition().number()) << 114
+            u128::from(partition.number()) << 114
                 | u128::from(epoch.0) << 82
                 | u128::from(position.0) << CHECK_BITS
-                | u128::from(check),
+                | u128::from(check & ((1 << CHECK_BITS) - 1)),
         ))
+    }
+
+    /// The bits of the id that follow from its account and business key.
+    #[must_use]
+    pub fn check_bits(self) -> u64 {
+        #[expect(clippy::cast_possible_truncation, reason = "the low 34 bits are wanted")]
+        let low = self.0.as_u128() as u64;
+        low & ((1 << CHECK_BITS) - 1)
     }
 
     /// An id as a caller or a row gives it; `None` when no transaction can have it.

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::text::{self, BUSINESS_CODE_CHARS_MAX, ID_CHARS_MAX, InvalidField};
+use crate::{
+    log::Hash,
+    text::{self, BUSINESS_CODE_CHARS_MAX, ID_CHARS_MAX, InvalidField},
+};
 
 /// Business codes with this prefix are the ledger's own.
 pub const SYSTEM_CODE_PREFIX: &str = "system.";
@@ -63,11 +66,21 @@ impl BusinessKey {
 }
 
 fn hash(code: &str, id: &str) -> u64 {
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(b"ledger.business-key.v1");
-    hasher.update(&(code.len() as u64).to_be_bytes());
-    hasher.update(code.as_bytes());
-    hasher.update(id.as_bytes());
-    let bytes = hasher.finalize();
-    u64::from_be_bytes(std::array::from_fn(|index| bytes.as_bytes()[index]))
+    let mut bytes = Vec::with_capacity(192);
+    write_hashed(&mut bytes, code, id);
+    of_hash(&Hash(*blake3::hash(&bytes).as_bytes()))
+}
+
+/// Appends what the hash of a key runs over.
+pub fn write_hashed(bytes: &mut Vec<u8>, code: &str, id: &str) {
+    bytes.extend_from_slice(b"ledger.business-key.v1");
+    bytes.extend_from_slice(&(code.len() as u64).to_be_bytes());
+    bytes.extend_from_slice(code.as_bytes());
+    bytes.extend_from_slice(id.as_bytes());
+}
+
+/// [`BusinessKey::hash`] from the hash of what [`write_hashed`] wrote.
+#[must_use]
+pub fn of_hash(hash: &Hash) -> u64 {
+    u64::from_be_bytes(std::array::from_fn(|index| hash.0[index]))
 }

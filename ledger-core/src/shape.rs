@@ -1,13 +1,9 @@
 //! Shapes that no event of the ledger has, whatever its account holds: a field that its type does not have, or lacks.
 
-use crate::{
-    amount::Amount,
-    event::{Event, EventType},
-    rejection::Contradiction,
-};
+use crate::{amount::Amount, bare::BareEvent, event::EventType, rejection::Contradiction};
 
 /// Whether the event's fields are those of its type.
-pub(crate) fn check(event: &Event) -> Result<(), Contradiction> {
+pub(crate) fn check(event: &BareEvent<'_>) -> Result<(), Contradiction> {
     let wrong = |field, expected: &str, found: String| {
         Err(Contradiction { position: event.position, field, expected: expected.to_owned(), found })
     };

@@ -2,6 +2,8 @@
 //!
 //! No row is believed here, and none is looked up: whoever verifies compares all of them with the log.
 
+mod hash;
+
 use ledger_core::{Event, Partition, Position};
 use uuid::Uuid;
 
@@ -47,6 +49,29 @@ pub struct KeyRow {
     pub position: i64,
 }
 
+/// What some rows of the key index come to: how many they are, and the exclusive or of a hash of each.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct KeySum {
+    pub rows: u64,
+    pub mixed: u64,
+}
+
+impl KeySum {
+    /// Adds a row: as PostgreSQL's `hashint8extended(business_hash, hashint8extended(account_short, position))`.
+    pub const fn add(&mut self, row: &KeyRow) {
+        let seed = hash::of_number(row.account, row.position.cast_unsigned());
+        self.rows += 1;
+        self.mixed ^= hash::of_number(row.business, seed);
+    }
+}
+
+/// A partition's key index: what the rows of each run come to, up to and with a position, and how many rows name later ones.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct KeySums {
+    pub runs: Vec<(i64, KeySum)>,
+    pub later: u64,
+}
+
 /// The rows that an event has in the key index: one for its key, and one for its operation where the caller gave one.
 pub fn key_rows_of(event: &Event) -> impl Iterator<Item = KeyRow> {
     let position = event.position.0.cast_signed();
@@ -75,6 +100,18 @@ impl Database {
         match self {
             Self::Postgres(database) => database.key_rows(partition, run).await,
             Self::Sqlite(database) => database.key_rows(partition, run).await,
+        }
+    }
+
+    /// What the rows of a partition's key index come to, in the order of the runs.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be read.
+    pub async fn key_sums(&self, partition: Partition, to: Position) -> Result<KeySums, StoreError> {
+        match self {
+            Self::Postgres(database) => database.key_sums(partition, to).await,
+            Self::Sqlite(database) => database.key_sums(partition, to).await,
         }
     }
 

@@ -6,6 +6,7 @@
 mod append;
 mod batch;
 mod beside;
+pub mod copied;
 mod database;
 pub mod error;
 pub mod feed;
@@ -27,6 +28,7 @@ mod row;
 pub mod scan;
 mod schema;
 pub mod sqlite;
+pub mod sweep;
 mod tail;
 mod writer;
 

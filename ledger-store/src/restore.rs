@@ -3,10 +3,10 @@
 //! Events come partition by partition and in order; each is checked against the chain before it is written. The event table,
 //! the heads and the indexes behind the log are written here. The read models stay empty: a rebuild makes them.
 
-use std::sync::Arc;
+use std::{collections::VecDeque, sync::Arc};
 
 use foldhash::HashMap;
-use ledger_core::{AccountId, Epoch, Event, Hash, Head, PARTITIONS, Partition, Position, Timestamp, chain};
+use ledger_core::{AccountId, Epoch, Event, Hash, Head, PARTITIONS, Partition, Position, Timestamp, chain::Links};
 use tokio::{sync::mpsc, task::JoinHandle};
 use uuid::Uuid;
 
@@ -21,6 +21,8 @@ use crate::{
 
 /// Events that are handed on at once.
 const CHUNK: usize = 2_000;
+/// Events whose hashes are made at once.
+const LINKED: usize = 128;
 /// Chunks that wait for the database at most.
 const WAITING_MAX: usize = 8;
 
@@ -284,9 +286,11 @@ fn read_partition(
     let mut at = Head { epoch: Epoch(0), ..Head::EMPTY };
     let mut indexes = Indexes::default();
     let mut chunk = Vec::with_capacity(CHUNK);
-    for event in (log.events)(partition) {
-        let event = event.map_err(RestoreError::Refused)?;
-        check(partition, &at, &end, log.epoch, &event)?;
+    let mut events =
+        Linked { events: (log.events)(partition), links: Links::default(), ahead: VecDeque::new(), failed: None };
+    while let Some(event) = events.next(&at.hash) {
+        let (event, link) = event.map_err(RestoreError::Refused)?;
+        check(partition, &at, &end, log.epoch, &event, &link)?;
         if event.epoch > at.epoch && event.epoch > Epoch::FIRST {
             produced.points.push(RestorePoint {
                 partition,
@@ -326,8 +330,45 @@ fn read_partition(
     Ok(())
 }
 
+/// Events with the hashes that they must have after the ones before them, which are made for some of them at once.
+struct Linked<I> {
+    events: I,
+    links: Links,
+    ahead: VecDeque<(Event, Hash)>,
+    /// Why no more come, once those ahead are taken.
+    failed: Option<String>,
+}
+
+impl<I: Iterator<Item = Result<Event, String>>> Linked<I> {
+    /// The next event, after one of this hash.
+    fn next(&mut self, before: &Hash) -> Option<Result<(Event, Hash), String>> {
+        if self.ahead.is_empty() && self.failed.is_none() {
+            let mut events = Vec::with_capacity(LINKED);
+            for event in self.events.by_ref().take(LINKED) {
+                match event {
+                    Ok(event) => events.push(event),
+                    Err(why) => {
+                        self.failed = Some(why);
+                        break;
+                    }
+                }
+            }
+            let links = self.links.of(before, &events).to_vec();
+            self.ahead.extend(events.into_iter().zip(links));
+        }
+        self.ahead.pop_front().map(Ok).or_else(|| self.failed.take().map(Err))
+    }
+}
+
 /// Whether an event may stand after `at`.
-fn check(partition: Partition, at: &Head, end: &Head, next: Epoch, event: &Event) -> Result<(), RestoreError> {
+fn check(
+    partition: Partition,
+    at: &Head,
+    end: &Head,
+    next: Epoch,
+    event: &Event,
+    link: &Hash,
+) -> Result<(), RestoreError> {
     let position = at.position.next();
     let refused =
         |what: String| Err(RestoreError::Refused(format!("partition {partition} position {position}: {what}")));
@@ -340,8 +381,7 @@ fn check(partition: Partition, at: &Head, end: &Head, next: Epoch, event: &Event
     if event.epoch < at.epoch || event.epoch >= next {
         return refused(format!("epoch {}, which must be from {} to {}", event.epoch.0, at.epoch.0, next.0 - 1));
     }
-    let before: &Hash = &at.hash;
-    if chain::link(before, event) != event.hash {
+    if *link != event.hash {
         return refused(
             "the event does not follow the one before it: its hash is not the one of its content".to_owned(),
         );

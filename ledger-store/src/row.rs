@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use ledger_core::{
-    Account, AccountId, AccountState, Amount, BatchMark, BusinessKey, Epoch, Event, EventType, Hash, Head, MAX_AMOUNT,
-    Partition, Position, Timestamp, TransactionId, id::POSITION_MAX,
+    Account, AccountId, AccountState, Amount, BareEvent, BatchMark, BusinessKey, Epoch, Event, EventType, Hash, Head,
+    MAX_AMOUNT, Partition, Position, Timestamp, TransactionId, id::POSITION_MAX,
 };
 use uuid::Uuid;
 
@@ -109,6 +109,38 @@ impl EventRow<'_> {
     }
 
     fn read(self, texts: &mut Texts) -> Result<Event, Damage> {
+        let bare = self.bare()?;
+        Ok(Event {
+            partition: bare.partition,
+            epoch: bare.epoch,
+            position: bare.position,
+            previous_position: bare.previous_position,
+            transaction_id: bare.transaction_id,
+            event_type: bare.event_type,
+            schema_version: bare.schema_version,
+            account: Account::stored(bare.account_id, texts.share(0, bare.user_id), texts.share(1, bare.credit_type)),
+            amount: bare.amount,
+            released: bare.released,
+            related_id: bare.related_id,
+            remaining: bare.remaining,
+            after: bare.after,
+            key: BusinessKey::stored(texts.share(2, bare.business_code), bare.business_id.into()),
+            operation_id: bare.operation_id,
+            request_id: texts.share(3, bare.request_id),
+            actor: texts.share(4, bare.actor),
+            description: bare.description.map(|text| texts.share(5, text)),
+            metadata: bare.metadata.map(|text| texts.share(6, text)),
+            expires_at: bare.expires_at,
+            recorded_at: bare.recorded_at,
+            batch: bare.batch,
+            hash: bare.hash,
+        })
+    }
+}
+
+impl<'r> EventRow<'r> {
+    /// The event that the row is, with the row's own texts.
+    pub(crate) fn bare(self) -> Result<BareEvent<'r>, Damage> {
         if self.position.0 > POSITION_MAX {
             return Err(("position", format!("is past {POSITION_MAX}, the largest that an id can hold")));
         }
@@ -143,7 +175,7 @@ impl EventRow<'_> {
                 .and_then(|units| Amount::new(units).ok())
                 .ok_or_else(|| ("amount", format!("is {amount}, outside 1 ..= {MAX_AMOUNT}")))
         });
-        Ok(Event {
+        Ok(BareEvent {
             partition: self.partition,
             epoch: Epoch(number("epoch", self.epoch)?),
             position: self.position,
@@ -152,7 +184,9 @@ impl EventRow<'_> {
             event_type: EventType::of_name(self.event_type)
                 .ok_or_else(|| ("type", format!("is `{}`, which is no type of event", self.event_type)))?,
             schema_version: number("schema_version", self.schema_version)?,
-            account: Account::stored(account_id, texts.share(0, self.user_id), texts.share(1, self.credit_type)),
+            account_id,
+            user_id: self.user_id,
+            credit_type: self.credit_type,
             amount: amount.transpose()?,
             released: units("released", self.released)?,
             related_id: self
@@ -161,12 +195,13 @@ impl EventRow<'_> {
                 .transpose()?,
             remaining: self.remaining.map(|remaining| units("remaining", remaining)).transpose()?,
             after,
-            key: BusinessKey::stored(texts.share(2, self.business_code), self.business_id.into()),
+            business_code: self.business_code,
+            business_id: self.business_id,
             operation_id: self.operation_id,
-            request_id: texts.share(3, self.request_id),
-            actor: texts.share(4, self.actor),
-            description: self.description.map(|text| texts.share(5, text)),
-            metadata: self.metadata.map(|text| texts.share(6, text)),
+            request_id: self.request_id,
+            actor: self.actor,
+            description: self.description,
+            metadata: self.metadata,
             expires_at: self.expires_at,
             recorded_at: self.recorded_at,
             batch,

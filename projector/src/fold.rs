@@ -4,7 +4,9 @@ use std::borrow::Borrow;
 
 use foldhash::{HashMap, HashSet};
 
-use ledger_core::{AccountId, Balance, Event, Freeze, Head, Partition, Position, chain, rejection::Contradiction};
+use ledger_core::{
+    AccountId, Balance, Event, Freeze, Hash, Head, Partition, Position, chain, rejection::Contradiction,
+};
 
 use crate::checkpoint::{ReadModel, Step};
 
@@ -132,16 +134,20 @@ pub(crate) fn fold(
 
 /// Whether the event is the one after `at`: no gap, and the chain holds.
 pub(crate) fn follows(at: &Head, source: Source, event: &Event) -> Result<(), Contradiction> {
+    match source {
+        Source::Feed => follows_by(at, &event.hash, event),
+        Source::Log => follows_by(at, &chain::link(&at.hash, event), event),
+    }
+}
+
+/// The same, when its hash must be `hash`.
+pub(crate) fn follows_by(at: &Head, hash: &Hash, event: &Event) -> Result<(), Contradiction> {
     let contradiction =
         |field, expected: String, found: String| Contradiction { position: event.position, field, expected, found };
     if event.position != at.position.next() {
         return Err(contradiction("position", at.position.next().to_string(), event.position.to_string()));
     }
-    if source == Source::Feed {
-        return Ok(());
-    }
-    let hash = chain::link(&at.hash, event);
-    if hash != event.hash {
+    if *hash != event.hash {
         return Err(contradiction("hash", hash.to_string(), event.hash.to_string()));
     }
     Ok(())

@@ -17,9 +17,9 @@ pub(crate) const BALANCE_COLUMNS: &str = "partition, account_id, position, versi
 pub(crate) const FREEZE_COLUMNS: &str = "partition, position, amount, remaining, captured, released, expires_at, \
      created_at, freeze_id, account_id, status, user_id, credit_type, business_code, business_id";
 
-/// A row of `balances` before anything is believed of it.
+/// A row of `balances` before anything is believed of it, with texts of its own or borrowed ones.
 #[derive(Debug, Clone)]
-pub(crate) struct BalanceRow {
+pub(crate) struct BalanceRow<T = String> {
     pub(crate) partition: i64,
     pub(crate) account_id: Option<Uuid>,
     pub(crate) position: i64,
@@ -28,14 +28,14 @@ pub(crate) struct BalanceRow {
     pub(crate) frozen: i64,
     pub(crate) available: i64,
     pub(crate) updated_at: Option<Timestamp>,
-    pub(crate) status: String,
-    pub(crate) user_id: String,
-    pub(crate) credit_type: String,
+    pub(crate) status: T,
+    pub(crate) user_id: T,
+    pub(crate) credit_type: T,
 }
 
 /// A row of `freezes` before anything is believed of it.
 #[derive(Debug, Clone)]
-pub(crate) struct FreezeRow {
+pub(crate) struct FreezeRow<T = String> {
     pub(crate) partition: i64,
     pub(crate) position: i64,
     pub(crate) amount: i64,
@@ -47,34 +47,33 @@ pub(crate) struct FreezeRow {
     pub(crate) created_at: Option<Timestamp>,
     pub(crate) freeze_id: Option<Uuid>,
     pub(crate) account_id: Option<Uuid>,
-    pub(crate) status: String,
-    pub(crate) user_id: String,
-    pub(crate) credit_type: String,
-    pub(crate) business_code: String,
-    pub(crate) business_id: String,
+    pub(crate) status: T,
+    pub(crate) user_id: T,
+    pub(crate) credit_type: T,
+    pub(crate) business_code: T,
+    pub(crate) business_id: T,
 }
 
 type Damage = (&'static str, String);
 
-impl BalanceRow {
+impl<T: AsRef<str>> BalanceRow<T> {
     pub(crate) fn read(self) -> Result<Balance, DamagedModelRow> {
-        let key = format!("{}/{}", self.user_id, self.credit_type);
         let (partition, position) = (self.partition, self.position);
         self.fields().map_err(|(column, reason)| DamagedModelRow {
             table: "balances",
             partition,
             position,
-            key,
+            key: format!("{}/{}", self.user_id.as_ref(), self.credit_type.as_ref()),
             column,
             reason,
         })
     }
 
-    fn fields(self) -> Result<Balance, Damage> {
+    fn fields(&self) -> Result<Balance, Damage> {
         let state = AccountState {
             balance: number("balance", self.balance)?,
             frozen: number("frozen", self.frozen)?,
-            locked: match self.status.as_str() {
+            locked: match self.status.as_ref() {
                 "locked" => true,
                 "active" => false,
                 other => return Err(("status", format!("is `{other}`, not active or locked"))),
@@ -88,7 +87,7 @@ impl BalanceRow {
             ));
         }
         Ok(Balance {
-            account: account(self.partition, self.account_id, &self.user_id, &self.credit_type)?,
+            account: account(self.partition, self.account_id, self.user_id.as_ref(), self.credit_type.as_ref())?,
             state,
             position: Position(number("position", self.position)?),
             updated_at: self.updated_at.ok_or_else(|| unreadable("updated_at"))?,
@@ -96,36 +95,35 @@ impl BalanceRow {
     }
 }
 
-impl FreezeRow {
+impl<T: AsRef<str>> FreezeRow<T> {
     pub(crate) fn read(self) -> Result<Freeze, DamagedModelRow> {
-        let key = self.freeze_id.map_or_else(|| format!("position {}", self.position), |id| id.to_string());
-        let (partition, position) = (self.partition, self.position);
+        let (partition, position, id) = (self.partition, self.position, self.freeze_id);
         self.fields().map_err(|(column, reason)| DamagedModelRow {
             table: "freezes",
             partition,
             position,
-            key,
+            key: id.map_or_else(|| format!("position {position}"), |id| id.to_string()),
             column,
             reason,
         })
     }
 
-    fn fields(self) -> Result<Freeze, Damage> {
+    fn fields(&self) -> Result<Freeze, Damage> {
         let freeze_id = self.freeze_id.and_then(TransactionId::from_uuid).ok_or_else(|| unreadable("freeze_id"))?;
         let freeze = Freeze {
             freeze_id,
-            account: account(self.partition, self.account_id, &self.user_id, &self.credit_type)?,
+            account: account(self.partition, self.account_id, self.user_id.as_ref(), self.credit_type.as_ref())?,
             amount: number("amount", self.amount)?,
             remaining: number("remaining", self.remaining)?,
             captured: number("captured", self.captured)?,
             released: number("released", self.released)?,
             expires_at: self.expires_at.ok_or_else(|| unreadable("expires_at"))?,
-            key: BusinessKey::stored(self.business_code.into(), self.business_id.into()),
+            key: BusinessKey::stored(self.business_code.as_ref().into(), self.business_id.as_ref().into()),
             created_at: self.created_at.ok_or_else(|| unreadable("created_at"))?,
             position: Position(number("position", self.position)?),
         };
-        if freeze.status() != self.status {
-            return Err(("status", format!("is `{}`, but {} remain", self.status, freeze.remaining)));
+        if freeze.status() != self.status.as_ref() {
+            return Err(("status", format!("is `{}`, but {} remain", self.status.as_ref(), freeze.remaining)));
         }
         Ok(freeze)
     }

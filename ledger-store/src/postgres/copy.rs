@@ -4,14 +4,15 @@
 use ledger_core::{Event, Timestamp};
 use uuid::Uuid;
 
-use crate::row::{COLUMN_COUNT, stored};
+use crate::{
+    copied::YEAR_2000_MICROS,
+    row::{COLUMN_COUNT, stored},
+};
 
 /// Before the first row: the signature, no flags, no extension.
 pub(super) const HEADER: &[u8] = b"PGCOPY\n\xff\r\n\0\0\0\0\0\0\0\0\0";
 /// After the last row.
 pub(super) const TRAILER: &[u8] = &(-1_i16).to_be_bytes();
-/// PostgreSQL counts microseconds from 2000-01-01T00:00:00Z.
-pub(super) const YEAR_2000_MICROS: i64 = 946_684_800_000_000;
 /// Most events are no longer than this as a row.
 const EVENT_BYTES: usize = 640;
 

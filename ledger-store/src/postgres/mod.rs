@@ -7,9 +7,11 @@ mod log;
 mod restore;
 mod rows;
 mod scan;
+mod sweep;
 
 pub(crate) use log::LockedHeads;
 pub(crate) use scan::Reader;
+pub(crate) use sweep::Sweeper;
 
 use std::{str::FromStr, sync::Arc, time::Duration};
 

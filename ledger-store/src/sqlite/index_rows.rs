@@ -2,14 +2,14 @@
 
 use std::sync::Arc;
 
-use ledger_core::Partition;
+use ledger_core::{Partition, Position};
 use rusqlite::{Connection, OptionalExtension, Params, Row};
 use uuid::Uuid;
 
 use super::{Sqlite, scan};
 use crate::{
     StoreError,
-    index_rows::{IndexRows, KeyRow},
+    index_rows::{IndexRows, KeyRow, KeySum, KeySums},
 };
 
 impl Sqlite {
@@ -37,6 +37,30 @@ impl Sqlite {
         let number = partition.number();
         let sql = "select business_hash, account_short, position from key_positions where partition = ? and run = ?";
         self.read(move |connection| all(connection, sql, (number, run), key)).await
+    }
+
+    pub(crate) async fn key_sums(&self, partition: Partition, to: Position) -> Result<KeySums, StoreError> {
+        let number = partition.number();
+        let sql =
+            "select business_hash, account_short, position, run from key_positions where partition = ? order by run";
+        self.read(move |connection| {
+            let mut statement = connection.prepare(sql)?;
+            let mut found = statement.query((number,))?;
+            let mut sums = KeySums::default();
+            while let Some(row) = found.next()? {
+                let (run, key): (i64, KeyRow) = (row.get(3)?, key(row)?);
+                if sums.runs.last().is_none_or(|(last, _)| *last != run) {
+                    sums.runs.push((run, KeySum::default()));
+                }
+                let is_later = u64::try_from(key.position).is_ok_and(|position| position > to.0);
+                match sums.runs.last_mut() {
+                    Some((_, sum)) if !is_later => sum.add(&key),
+                    _ => sums.later += 1,
+                }
+            }
+            Ok(sums)
+        })
+        .await
     }
 
     pub(crate) async fn key_rows_past(

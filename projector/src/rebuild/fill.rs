@@ -179,9 +179,7 @@ async fn fill_partition(shared: &Shared, filler: &mut Filler, partition: Partiti
             return Err(replay::gap(partition, replay.at.position));
         }
         let events = rows.len();
-        for row in rows {
-            replay.take(row)?;
-        }
+        replay.take(rows)?;
         shared.add_done(events);
         shared.pace.pay(events).await;
     }

@@ -1,7 +1,11 @@
 //! A partition's log, folded in memory.
 
+use std::collections::hash_map::Entry;
+
 use foldhash::HashMap;
-use ledger_core::{AccountId, Balance, Event, Freeze, Head, Partition, Position, rejection::Contradiction};
+use ledger_core::{
+    AccountId, Balance, Event, Freeze, Hash, Head, Partition, Position, chain::Links, rejection::Contradiction,
+};
 use ledger_store::DamagedRow;
 
 use super::{BEGINNING, RebuildError};
@@ -14,6 +18,7 @@ pub(super) struct Replay {
     balances: Option<HashMap<AccountId, Balance>>,
     freezes: Option<HashMap<Position, Freeze>>,
     pub(super) at: Head,
+    links: Links,
 }
 
 /// The rows of a partition in order.
@@ -30,22 +35,33 @@ impl Replay {
             balances: models.contains(&ReadModel::Balances).then(HashMap::default),
             freezes: models.contains(&ReadModel::Freezes).then(HashMap::default),
             at: BEGINNING,
+            links: Links::default(),
         }
     }
 
-    /// Folds the next row in: it follows the one before, and the chain holds.
-    pub(super) fn take(&mut self, row: Result<Event, DamagedRow>) -> Result<(), RebuildError> {
-        let event = row.map_err(|damage| damaged(self.partition, damage))?;
-        self.fold(&event)
-            .map_err(|contradiction| RebuildError::Contradiction { partition: self.partition, contradiction })
+    /// Folds the next rows in: each follows the one before, and the chain holds.
+    pub(super) fn take(&mut self, rows: Vec<Result<Event, DamagedRow>>) -> Result<(), RebuildError> {
+        let partition = self.partition;
+        let mut links = std::mem::take(&mut self.links);
+        // What comes after a damaged row is not come to.
+        let sound = rows.iter().map_while(|row| row.as_ref().ok());
+        for (event, link) in sound.clone().zip(links.of(&self.at.hash, sound)) {
+            self.fold(event, link).map_err(|contradiction| RebuildError::Contradiction { partition, contradiction })?;
+        }
+        self.links = links;
+        match rows.into_iter().find_map(Result::err) {
+            Some(damage) => Err(damaged(partition, damage)),
+            None => Ok(()),
+        }
     }
 
-    fn fold(&mut self, event: &Event) -> Result<(), Contradiction> {
-        fold::follows(&self.at, fold::Source::Log, event)?;
+    fn fold(&mut self, event: &Event, link: &Hash) -> Result<(), Contradiction> {
+        fold::follows_by(&self.at, link, event)?;
         if let Some(balances) = &mut self.balances {
-            let id = event.account.id();
-            let after = Balance::fold(balances.get(&id), event)?;
-            balances.insert(id, after);
+            match balances.entry(event.account.id()) {
+                Entry::Occupied(mut known) => known.get_mut().advance(event)?,
+                Entry::Vacant(new) => drop(new.insert(Balance::fold(None, event)?)),
+            }
         }
         if let Some(freezes) = &mut self.freezes {
             fold_freeze(freezes, event)?;

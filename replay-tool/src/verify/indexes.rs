@@ -21,13 +21,13 @@ const NEWER_AT_ONCE: usize = 500;
 
 /// What some rows of a run add up to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Sum {
+pub(super) struct Sum {
     rows: u64,
     sum: u64,
 }
 
 impl Sum {
-    const fn add(&mut self, row: &KeyRow) {
+    pub(super) const fn add(&mut self, row: &KeyRow) {
         const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
         let place = row.position.cast_unsigned();
         let mixed = (row.business ^ place.wrapping_mul(ODD)).wrapping_mul(ODD | 2);
@@ -73,6 +73,11 @@ impl Indexes {
             runs: Vec::with_capacity(runs + 1),
             newer: Vec::new(),
         }
+    }
+
+    /// Up to where they must hold the log, and the rows but for the keys.
+    pub(super) fn into_rows(self) -> (Position, IndexRows) {
+        (self.checkpoint, self.rows.unwrap_or_default())
     }
 
     /// Adds an event. Those after the checkpoint are passed over.
@@ -234,6 +239,28 @@ impl Indexes {
             }
         }
         self.compare_newer(database, replay).await
+    }
+
+    /// Compares `later` rows of the key index that name places after the checkpoint with their events. Tells whether so many
+    /// were found where they belong.
+    pub(super) async fn compare_later(
+        database: &Database,
+        partition: Partition,
+        checkpoint: Position,
+        later: u64,
+        replay: &mut Replay,
+    ) -> Result<bool, StoreError> {
+        let last = key_run(checkpoint);
+        let mut rows = database.key_rows(partition, last).await?;
+        rows.extend(database.key_rows_past(partition, last, NEWER_MAX).await?);
+        let mut indexes = Self::new(partition, checkpoint, IndexRows::default());
+        for row in rows {
+            // Those up to the checkpoint are compared already.
+            indexes.due(row.position, || Newer::Key(row));
+        }
+        let found = indexes.newer.len();
+        indexes.compare_newer(database, replay).await?;
+        Ok(found == NEWER_MAX || found as u64 >= later)
     }
 
     /// The rows of a run one by one, against the events of its positions.

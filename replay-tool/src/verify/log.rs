@@ -347,7 +347,12 @@ pub(super) fn positions(first: Position, last: Position) -> String {
 
 /// 64 bits of account and business key. Both halves are hashes already.
 pub(super) fn key_digest(event: &Event) -> u64 {
-    event.key.hash() ^ event.account.id().short().wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    key_digest_of(event.key.hash(), event.account.id())
+}
+
+/// The same of a key's hash and an account.
+pub(super) fn key_digest_of(key: u64, account: AccountId) -> u64 {
+    key ^ account.short().wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 fn own(kind: Kind, expected: String, found: String) -> Fault {

@@ -13,6 +13,7 @@ mod report;
 mod show;
 mod stored;
 mod stream;
+mod swept;
 
 use std::{
     path::PathBuf,
@@ -186,13 +187,18 @@ pub(crate) async fn verify_part(
         None => Partition::all().collect(),
     };
     progress.expect(partitions.iter().fold(0, |sum: u64, partition| sum.saturating_add(head(*partition))));
-    // As many at once as there are cores: each holds the accounts and freezes of one partition in memory.
-    let at_once = thread::available_parallelism().map_or(2, usize::from);
+    // Quickly as far as everything agrees; what does not is looked at partition by partition.
+    let (mut parts, partitions) = if options.partition.is_none() && options.since.is_none() {
+        let swept = swept::verify(database, &around, progress).await?;
+        tracing::info!(doubtful = swept.doubtful.len(), "swept");
+        (swept.parts, swept.doubtful)
+    } else {
+        (Vec::new(), partitions)
+    };
     let mut tasks = JoinSet::new();
     let mut waiting = partitions.into_iter();
-    let mut parts: Vec<Part> = Vec::new();
     loop {
-        while tasks.len() < at_once
+        while tasks.len() < at_once()
             && let Some(partition) = waiting.next()
         {
             tasks.spawn(partition::verify(database.clone(), partition, around.clone(), progress.clone()));
@@ -208,6 +214,11 @@ pub(crate) async fn verify_part(
     let mut verified = sum_up(parts, options, database, &around).await?;
     verified.took = began.elapsed();
     Ok(verified)
+}
+
+/// How many partitions are looked at at once: as many as there are cores. Each has its accounts and freezes in memory.
+fn at_once() -> usize {
+    thread::available_parallelism().map_or(2, usize::from)
 }
 
 async fn look_around(database: &Database, options: &Options) -> Result<Around, StoreError> {

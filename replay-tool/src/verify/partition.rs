@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use foldhash::{HashMap, HashSet};
-use ledger_core::{AccountId, BusinessKey, Event, Hash, Head, Partition, Position, Timestamp};
+use ledger_core::{AccountId, BusinessKey, Event, Freeze, Hash, Head, Partition, Position, Timestamp};
 use ledger_store::{DamagedRow, Database, StoreError};
 use projector::snapshot::{self, CheckpointRow, Whose};
 
@@ -52,13 +52,13 @@ pub(super) struct Part {
 }
 
 /// What is compared on the way.
-struct Beside {
-    places: Places,
-    read_models: ReadModels,
-    indexes: Option<Indexes>,
+pub(super) struct Beside {
+    pub(super) places: Places,
+    pub(super) read_models: ReadModels,
+    pub(super) indexes: Option<Indexes>,
     batches: Sums,
     /// An atomic batch is one commit, so at one vector of heads it is whole or absent.
-    head: Position,
+    pub(super) head: Position,
     /// The newest position of which there is a row.
     newest: Position,
 }
@@ -101,7 +101,7 @@ pub(super) async fn verify(
 }
 
 /// Reads all that the log is compared with, and finds up to where it is read.
-async fn prepare(
+pub(super) async fn prepare(
     database: &Database,
     partition: Partition,
     around: &Around,
@@ -292,7 +292,7 @@ async fn finish(
         let restores: Vec<_> = around.restores[index].iter().flatten().cloned().collect();
         let head = &around.heads[index];
         places::check_epochs(partition, &replay.epochs, head, &restores, &replay.doubts, &mut findings);
-        note_expired(partition, &replay, around.now, &mut findings);
+        note_expired(partition, replay.freezes(), around.now, &mut findings);
     }
     replay.findings = findings;
     let repeated = replay.repeated_keys();
@@ -317,14 +317,17 @@ async fn finish(
 }
 
 /// Freezes that the expiry job has not released yet.
-fn note_expired(partition: Partition, replay: &Replay, now: Timestamp, findings: &mut Findings) {
-    let expired = |freeze: &&ledger_core::Freeze| freeze.remaining > 0 && freeze.expires_at.is_some_and(|at| at <= now);
-    for freeze in replay.freezes().iter().filter(expired) {
+pub(super) fn note_expired(partition: Partition, freezes: &[Freeze], now: Timestamp, findings: &mut Findings) {
+    for freeze in freezes.iter().filter(|freeze| has_expired(freeze, now)) {
         let at = freeze.expires_at.map(|at| at.to_string()).unwrap_or_default();
         let (expected, found) =
             (format!("released at {at}"), format!("{} of {} still held", freeze.remaining, freeze.amount));
         findings.notice(Finding::of_freeze(Kind::FreezeExpired, partition, freeze, expected, found));
     }
+}
+
+pub(super) fn has_expired(freeze: &Freeze, now: Timestamp) -> bool {
+    freeze.remaining > 0 && freeze.expires_at.is_some_and(|at| at <= now)
 }
 
 /// Names the events that bind a key which an earlier event of their account bound. The log is read again for it: which

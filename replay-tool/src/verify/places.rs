@@ -88,7 +88,23 @@ impl Places {
         }
     }
 
-    fn compare(&self, place: &Place, log: &Head, event: Option<&Event>) -> Option<Finding> {
+    /// Whether the places up to `position` agree with what stands there: an event, or the beginning. They are done with then.
+    pub(super) fn agree_at(&mut self, position: Position, log: &Head, is_event: bool) -> bool {
+        let mut agree = true;
+        while let Some(place) = self.waiting.pop_if(|place| place.at.position <= position) {
+            let log = if is_event { *log } else { Head { epoch: place.at.epoch, ..*log } };
+            agree &= place.at.position == position && self.judge(&place, &log, is_event).2;
+        }
+        agree
+    }
+
+    /// Whether all places were come to.
+    pub(super) const fn are_done(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    /// What is wrong with a place that does not agree, whose it is, and whether it agrees.
+    fn judge<'p>(&self, place: &'p Place, log: &Head, is_event: bool) -> (Kind, &'p str, bool) {
         let (kind, whose, epoch_agrees) = match &place.witness {
             // After a restore the partition goes on in a newer epoch than its newest event's.
             Witness::Head => (Kind::HeadMismatch, "the head", log.epoch <= place.at.epoch),
@@ -97,10 +113,15 @@ impl Places {
             }
             Witness::Anchor(source) => (Kind::AnchorMismatch, source.as_str(), log.epoch <= place.at.epoch),
             Witness::Restore(epoch) => {
-                (Kind::RestoreMismatch, "the record of a restore", event.is_none() || log.epoch < *epoch)
+                (Kind::RestoreMismatch, "the record of a restore", !is_event || log.epoch < *epoch)
             }
         };
-        if log.hash == place.at.hash && epoch_agrees {
+        (kind, whose, log.hash == place.at.hash && epoch_agrees)
+    }
+
+    fn compare(&self, place: &Place, log: &Head, event: Option<&Event>) -> Option<Finding> {
+        let (kind, whose, agrees) = self.judge(place, log, event.is_some());
+        if agrees {
             return None;
         }
         let (expected, found) = match place.witness {

@@ -14,8 +14,8 @@ type Rows<T> = Vec<Result<T, DamagedModelRow>>;
 #[derive(Debug)]
 pub(super) struct ReadModels {
     partition: Partition,
-    balances: Option<(Position, Rows<Balance>)>,
-    freezes: Option<(Position, Rows<Freeze>)>,
+    pub(super) balances: Option<(Position, Rows<Balance>)>,
+    pub(super) freezes: Option<(Position, Rows<Freeze>)>,
 }
 
 impl ReadModels {
