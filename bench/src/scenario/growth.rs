@@ -22,6 +22,9 @@ use crate::{
 
 /// Batches make many events: a measurement is not to be growth itself.
 const BATCHES_MAX: Duration = Duration::from_secs(5);
+/// How long a load runs at each stage before anything is measured: filling ends with a checkpoint, and what is looked for
+/// is the rate of a service that has run for a while since.
+const WARM_UP: Duration = Duration::from_secs(20);
 /// Accounts that are visited by a service that has just started.
 const COLD_ACCOUNTS: u32 = 1_000_000;
 
@@ -31,6 +34,7 @@ pub(super) async fn growth(bench: &Bench<'_>) {
     let mut subject = Subject::start(bench.cluster, &bench.plan.folder);
     let accounts = (bench.plan.accounts_grown / 20).max(1);
     subject.open_accounts(0, accounts).await;
+    subject.checkpoints = false;
     let fill = Rc::new(RefCell::new(Fill {
         events_at_end: *last,
         accounts_at_end: bench.plan.accounts_grown,
@@ -127,6 +131,8 @@ fn rates(marks: &[(Instant, u64)], step: u64) -> Vec<(f64, f64)> {
 async fn at_stage(bench: &Bench<'_>, subject: &Subject<'_>, fill: &Rc<RefCell<Fill>>, stage: u64, sizes: &[u32]) {
     let accounts = Accounts::Zipf(fill.borrow().accounts);
     let (warm_up, length) = (bench.plan.warm_up(), bench.plan.length());
+    let mut sources = Singles::sources(&format!("w{stage}"), accounts, CONNECTIONS);
+    client::closed_loop(&subject.service.url, &mut sources, Duration::ZERO, WARM_UP).await;
     for run in 1..=bench.plan.runs {
         let bench = Bench { run, ..*bench };
         let stored = subject.events().await;
