@@ -99,7 +99,14 @@ impl<'p> Subject<'p> {
     /// A service on a ledger that is somebody else's, and stays.
     pub(crate) fn on(database_url: &str) -> Self {
         let service = Service::start(database_url, &[]);
-        Self { service, database_url: database_url.to_owned(), cluster: None, folder: None, starts: 0, checkpoints: true }
+        Self {
+            service,
+            database_url: database_url.to_owned(),
+            cluster: None,
+            folder: None,
+            starts: 0,
+            checkpoints: true,
+        }
     }
 
     /// The SQLite file, where that is what the ledger is in.

@@ -172,6 +172,7 @@ impl Postgres {
         // First, and in ascending order: the rows' locks let one flush pass at a time.
         let locked = format!("{CHECKPOINTS} for update");
         let checkpoints = heads_of(sqlx::query(AssertSqlSafe(locked)).fetch_all(&mut *connection).await?)?;
+        refuse_newer_epochs(&checkpoints, to)?;
         for (accounts, states) in entries.accounts.chunks(FLUSH_ROWS).zip(entries.states.chunks(FLUSH_ROWS)) {
             upsert_accounts(connection, accounts, states).await?;
         }
@@ -220,6 +221,21 @@ impl Postgres {
         transaction.commit().await?;
         Ok(())
     }
+}
+
+/// A restore puts other tables in the place of those that a running service knows. Its events may not be in their log any
+/// more, so nothing of it may get into their indexes.
+fn refuse_newer_epochs(stored: &[Head; PARTITIONS], known: &[Head; PARTITIONS]) -> Result<(), StoreError> {
+    for (partition, (stored, known)) in Partition::all().zip(stored.iter().zip(known)) {
+        if stored.epoch > known.epoch {
+            return Err(StoreError::Inconsistent(format!(
+                "partition {partition}: the indexes are in epoch {}, this process knew epoch {}: the database was restored; \
+                 restart every process that uses it",
+                stored.epoch.0, known.epoch.0
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Writes accounts; a row that another process wrote from a newer event stays.
