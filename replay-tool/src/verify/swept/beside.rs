@@ -40,7 +40,7 @@ impl Waiting {
     pub(super) fn of(
         around: &Around,
         partition: Partition,
-        held: Option<Held>,
+        held: Option<Box<Held>>,
         findings: &mut Findings,
     ) -> Option<Self> {
         let index = partition.index();

@@ -106,7 +106,7 @@ pub(super) struct Held {
 }
 
 /// Of each partition, once it is read.
-pub(super) type AllHeld = [Option<Held>; PARTITIONS];
+pub(super) type AllHeld = [Option<Box<Held>>; PARTITIONS];
 
 /// The partitions that are read together with each of these, each lot once.
 pub(super) fn lots(partitions: &[Partition]) -> Vec<RangeInclusive<Partition>> {
@@ -123,9 +123,9 @@ pub(super) fn lots(partitions: &[Partition]) -> Vec<RangeInclusive<Partition>> {
 pub(super) async fn read(
     database: &Database,
     partitions: RangeInclusive<Partition>,
-) -> Result<Vec<(Partition, Held)>, StoreError> {
-    let held: Vec<_> =
-        Partition::all().filter(|partition| partitions.contains(partition)).map(|p| (p, Held::nothing())).collect();
+) -> Result<Vec<(Partition, Box<Held>)>, StoreError> {
+    let wanted = Partition::all().filter(|partition| partitions.contains(partition));
+    let held: Vec<_> = wanted.map(|partition| (partition, Box::new(Held::nothing()))).collect();
     database
         .bulk(&TABLES, partitions, held, |held, table, mut row| {
             let columns = row.columns();

@@ -98,7 +98,7 @@ struct Pass {
     put_off: Vec<Partition>,
 }
 
-/// Does some work for each of these partitions, as many at once as there are cores.
+/// Does some work for each of these, as many at once as there are readers.
 async fn for_each<T, F>(
     partitions: impl IntoIterator<Item = T>,
     work: impl Fn(T) -> F,
@@ -110,7 +110,7 @@ where
     let mut partitions = partitions.into_iter();
     let (mut tasks, mut done) = (JoinSet::new(), Vec::new());
     loop {
-        while tasks.len() < at_once()
+        while tasks.len() < at_once() + READERS_BESIDES
             && let Some(partition) = partitions.next()
         {
             tasks.spawn(work(partition));
@@ -165,7 +165,7 @@ struct Log {
 }
 
 /// A partition at the beginning of its replay; none when something about it is wrong already.
-fn begin(around: &Around, partition: Partition, held: Option<Held>, log: Log) -> Option<Box<(Replay, Findings)>> {
+fn begin(around: &Around, partition: Partition, held: Option<Box<Held>>, log: Log) -> Option<Box<(Replay, Findings)>> {
     let mut findings = Findings::default();
     let (first, newest) = log.outermost.unwrap_or((1, 0));
     let now = log.head?;
