@@ -30,6 +30,27 @@ pub fn rows(message: &[u8]) -> Option<&[u8]> {
 /// PostgreSQL counts microseconds from 2000-01-01T00:00:00Z.
 pub(crate) const YEAR_2000_MICROS: i64 = 946_684_800_000_000;
 
+/// How COPY writes a column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum As {
+    /// A `bigint`.
+    Number,
+    /// An `integer`.
+    Integer,
+    /// A `smallint`.
+    Small,
+    /// A `boolean`.
+    Boolean,
+    /// A `uuid`.
+    Id,
+    /// A `timestamptz`.
+    Time,
+    /// A `text`.
+    Text,
+    /// A `bytea`.
+    Bytes,
+}
+
 /// The columns that a fold of balances and freezes needs. What only some events are asked for is null in the others: the
 /// names of an account come with its first event, what a freeze is made of with events that leave something frozen.
 pub(crate) const COLUMNS_OF_A_FOLD: &str = "partition, position, previous_position, version, amount, released, \
@@ -223,9 +244,19 @@ impl<'r> Row<'r> {
         self.required(column, time)
     }
 
+    /// The next column, a `timestamptz` that may be null.
+    pub fn optional_time(&mut self, column: &'static str) -> Result<Option<Timestamp>, Damage> {
+        self.optional(column, time)
+    }
+
     /// The next column, a `text`.
     pub fn text(&mut self, column: &'static str) -> Result<&'r str, Damage> {
         self.required(column, text)
+    }
+
+    /// The next column, a `bytea`.
+    pub fn bytes(&mut self, column: &'static str) -> Result<&'r [u8], Damage> {
+        self.required(column, |_, bytes| Ok(bytes))
     }
 }
 

@@ -103,15 +103,16 @@ impl Database {
         }
     }
 
-    /// What the rows of a partition's key index come to, in the order of the runs.
+    /// What the rows of some partitions' key indexes come to, each up to and with a position, in the order of the runs. The
+    /// partitions ascend.
     ///
     /// # Errors
     ///
     /// When the database cannot be read.
-    pub async fn key_sums(&self, partition: Partition, to: Position) -> Result<KeySums, StoreError> {
+    pub async fn key_sums(&self, partitions: &[(Partition, Position)]) -> Result<Vec<KeySums>, StoreError> {
         match self {
-            Self::Postgres(database) => database.key_sums(partition, to).await,
-            Self::Sqlite(database) => database.key_sums(partition, to).await,
+            Self::Postgres(database) => database.key_sums(partitions).await,
+            Self::Sqlite(database) => database.key_sums(partitions).await,
         }
     }
 

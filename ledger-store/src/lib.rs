@@ -6,6 +6,7 @@
 mod append;
 mod batch;
 mod beside;
+pub mod bulk;
 pub mod copied;
 mod database;
 pub mod error;

@@ -126,7 +126,7 @@ async fn the_key_index_comes_to_what_its_rows_do(database: NewDatabase) {
             for row in &rows {
                 if row.position <= to.0.cast_signed() { expected.add(row) } else { later += 1 }
             }
-            let sums = opened.key_sums(partition, to).await.expect("read");
+            let sums = opened.key_sums(&[(partition, to)]).await.expect("read").pop().expect("of one partition");
             let found: Vec<_> = sums.runs.into_iter().filter(|(_, sum)| sum.rows > 0).collect();
             let expected = if expected.rows == 0 { vec![] } else { vec![(0, expected)] };
             assert_eq!((found, sums.later), (expected, later), "partition {partition} to {to}");

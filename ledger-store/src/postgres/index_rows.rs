@@ -1,7 +1,7 @@
 //! The rows of the indexes on PostgreSQL. They come as arrays: a row for each would cost several times as much.
 
 use ledger_core::{Partition, Position};
-use sqlx::{AssertSqlSafe, Executor, PgPool, Postgres as Driver};
+use sqlx::{AssertSqlSafe, Executor, Postgres as Driver};
 use uuid::Uuid;
 
 use super::Postgres;
@@ -56,16 +56,35 @@ impl Postgres {
         keys(self.pool(), &rows).await
     }
 
-    pub(crate) async fn key_sums(&self, partition: Partition, to: Position) -> Result<KeySums, StoreError> {
+    pub(crate) async fn key_sums(&self, partitions: &[(Partition, Position)]) -> Result<Vec<KeySums>, StoreError> {
+        let (Some((first, _)), Some((last, _))) = (partitions.first(), partitions.last()) else {
+            return Ok(Vec::new());
+        };
         // To look at each row's position apart costs half as much again, and is seldom needed.
-        let whole = run_sums(self.pool(), partition, "true").await?;
-        if whole.iter().all(|(.., newest)| *newest <= stored(to.0)) {
-            return Ok(KeySums { runs: sums_of(whole), later: 0 });
+        let whole = self.run_sums(&format!("partition between {first} and {last}")).await?;
+        let mut sums = Vec::with_capacity(partitions.len());
+        for (partition, to) in partitions {
+            let whole = whole.iter().filter(|sum| sum.0 == i64::from(partition.number())).copied().collect::<Vec<_>>();
+            if whole.iter().all(|(.., newest)| *newest <= stored(to.0)) {
+                sums.push(KeySums { runs: sums_of(whole), later: 0 });
+                continue;
+            }
+            let runs = self.run_sums(&format!("partition = {partition} and position <= {to}")).await?;
+            let later = self.run_sums(&format!("partition = {partition} and position > {to}")).await?;
+            let later = sums_of(later).into_iter().map(|(_, sum)| sum.rows).sum();
+            sums.push(KeySums { runs: sums_of(runs), later });
         }
-        let runs = run_sums(self.pool(), partition, &format!("position <= {to}")).await?;
-        let later = run_sums(self.pool(), partition, &format!("position > {to}")).await?;
-        let later = sums_of(later).into_iter().map(|(_, sum)| sum.rows).sum();
-        Ok(KeySums { runs: sums_of(runs), later })
+        Ok(sums)
+    }
+
+    /// By the primary key: its order is the one of the runs, and it holds all that is asked for.
+    async fn run_sums(&self, which: &str) -> Result<Vec<RunSum>, sqlx::Error> {
+        let sql = format!(
+            "select partition::bigint, run::bigint, count(*), \
+             bit_xor(hashint8extended(business_hash, hashint8extended(account_short, position))), max(position) \
+             from key_positions k where {which} group by k.partition, k.run order by k.partition, k.run"
+        );
+        sqlx::query_as(AssertSqlSafe(sql)).fetch_all(&self.bulk).await
     }
 
     pub(crate) async fn key_rows_past(
@@ -85,21 +104,12 @@ impl Postgres {
     }
 }
 
-/// Of each run its number, how many rows it has, what they come to, and the largest position.
-type RunSum = (i64, i64, i64, i64);
-
-async fn run_sums(pool: &PgPool, partition: Partition, which: &str) -> Result<Vec<RunSum>, sqlx::Error> {
-    let sql = format!(
-        "select run::bigint, count(*), \
-         bit_xor(hashint8extended(business_hash, hashint8extended(account_short, position))), max(position) \
-         from key_positions where partition = {partition} and {which} group by run order by run"
-    );
-    sqlx::query_as(AssertSqlSafe(sql)).fetch_all(pool).await
-}
+/// Of each run its partition and number, how many rows it has, what they come to, and the largest position.
+type RunSum = (i64, i64, i64, i64, i64);
 
 fn sums_of(runs: Vec<RunSum>) -> Vec<(i64, KeySum)> {
     let sum =
-        |(run, rows, mixed, _): RunSum| (run, KeySum { rows: rows.cast_unsigned(), mixed: mixed.cast_unsigned() });
+        |(_, run, rows, mixed, _): RunSum| (run, KeySum { rows: rows.cast_unsigned(), mixed: mixed.cast_unsigned() });
     runs.into_iter().map(sum).collect()
 }
 

@@ -1,5 +1,6 @@
 //! The ledger on PostgreSQL.
 
+mod bulk;
 pub mod copy;
 mod index;
 mod index_rows;

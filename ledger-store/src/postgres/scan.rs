@@ -18,8 +18,14 @@ use crate::{
 
 /// Pages are read by the primary key, whatever the planner thinks of a partition's rows: they lie all over the table, and
 /// it would sort the whole partition for each page.
-const BY_PRIMARY_KEY: [(&str, &str); 3] =
-    [("enable_seqscan", "off"), ("enable_bitmapscan", "off"), ("enable_sort", "off")];
+///
+/// Several connections read at a time: workers besides would only stand in each other's way.
+const BY_PRIMARY_KEY: [(&str, &str); 4] = [
+    ("enable_seqscan", "off"),
+    ("enable_bitmapscan", "off"),
+    ("enable_sort", "off"),
+    ("max_parallel_workers_per_gather", "0"),
+];
 /// One for each partition that is read at a time.
 const CONNECTIONS_MAX: u32 = 8;
 

@@ -39,26 +39,10 @@ impl Sqlite {
         self.read(move |connection| all(connection, sql, (number, run), key)).await
     }
 
-    pub(crate) async fn key_sums(&self, partition: Partition, to: Position) -> Result<KeySums, StoreError> {
-        let number = partition.number();
-        let sql =
-            "select business_hash, account_short, position, run from key_positions where partition = ? order by run";
+    pub(crate) async fn key_sums(&self, partitions: &[(Partition, Position)]) -> Result<Vec<KeySums>, StoreError> {
+        let partitions = partitions.to_vec();
         self.read(move |connection| {
-            let mut statement = connection.prepare(sql)?;
-            let mut found = statement.query((number,))?;
-            let mut sums = KeySums::default();
-            while let Some(row) = found.next()? {
-                let (run, key): (i64, KeyRow) = (row.get(3)?, key(row)?);
-                if sums.runs.last().is_none_or(|(last, _)| *last != run) {
-                    sums.runs.push((run, KeySum::default()));
-                }
-                let is_later = u64::try_from(key.position).is_ok_and(|position| position > to.0);
-                match sums.runs.last_mut() {
-                    Some((_, sum)) if !is_later => sum.add(&key),
-                    _ => sums.later += 1,
-                }
-            }
-            Ok(sums)
+            partitions.into_iter().map(|(partition, to)| key_sums(connection, partition, to)).collect()
         })
         .await
     }
@@ -82,7 +66,7 @@ impl Sqlite {
     }
 
     /// Reads with a connection of its own, in a thread that may block.
-    async fn read<T: Send + 'static>(
+    pub(super) async fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&mut Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
@@ -93,6 +77,25 @@ impl Sqlite {
         });
         task.await.unwrap_or_else(|_| Err(StoreError::Inconsistent("reading the indexes ended early".to_owned())))
     }
+}
+
+fn key_sums(connection: &Connection, partition: Partition, to: Position) -> rusqlite::Result<KeySums> {
+    let sql = "select business_hash, account_short, position, run from key_positions where partition = ? order by run";
+    let mut statement = connection.prepare(sql)?;
+    let mut found = statement.query((partition.number(),))?;
+    let mut sums = KeySums::default();
+    while let Some(row) = found.next()? {
+        let (run, key): (i64, KeyRow) = (row.get(3)?, key(row)?);
+        if sums.runs.last().is_none_or(|(last, _)| *last != run) {
+            sums.runs.push((run, KeySum::default()));
+        }
+        let is_later = u64::try_from(key.position).is_ok_and(|position| position > to.0);
+        match sums.runs.last_mut() {
+            Some((_, sum)) if !is_later => sum.add(&key),
+            _ => sums.later += 1,
+        }
+    }
+    Ok(sums)
 }
 
 fn all<T>(

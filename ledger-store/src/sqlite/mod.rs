@@ -1,5 +1,6 @@
 //! The ledger on SQLite.
 
+mod bulk;
 mod checkpoints;
 mod index;
 mod index_rows;

@@ -11,7 +11,10 @@ use super::{
 };
 use crate::{
     StoreError,
-    copied::YEAR_2000_MICROS,
+    copied::{
+        As::{self, Boolean, Bytes, Id, Integer, Number, Small, Text, Time},
+        YEAR_2000_MICROS,
+    },
     row::{Damage, stored},
     sweep::{Chunk, Extent},
 };
@@ -87,22 +90,7 @@ fn read(
 }
 
 /// A row in the making, in the form of PostgreSQL's COPY.
-struct Copy<'b>(&'b mut Vec<u8>);
-
-/// How a column is written.
-#[derive(Clone, Copy)]
-enum As {
-    Number,
-    Integer,
-    Small,
-    Boolean,
-    Id,
-    Time,
-    Text,
-    Bytes,
-}
-
-use As::{Boolean, Bytes, Id, Integer, Number, Small, Text, Time};
+pub(super) struct Copy<'b>(pub(super) &'b mut Vec<u8>);
 
 /// Those of [`COLUMNS`](crate::row::COLUMNS).
 const WHOLE: [As; 32] = [
@@ -116,7 +104,7 @@ const FOLD: [As; 20] = [
 ];
 
 impl Copy<'_> {
-    fn columns(&mut self, count: usize) {
+    pub(super) fn columns(&mut self, count: usize) {
         self.0.extend_from_slice(&u16::try_from(count).unwrap_or(0).to_be_bytes());
     }
 
@@ -133,7 +121,7 @@ impl Copy<'_> {
         self.column(row, 1, Number)
     }
 
-    fn column(&mut self, row: &Row<'_>, index: usize, form: As) -> Result<(), Damage> {
+    pub(super) fn column(&mut self, row: &Row<'_>, index: usize, form: As) -> Result<(), Damage> {
         // Which column it is matters to nobody: whoever finds the row damaged reads it again.
         let damaged = |_| ("events", "cannot be read".to_owned());
         let out_of_range = |_| ("events", "is out of range".to_owned());

@@ -75,11 +75,6 @@ impl Indexes {
         }
     }
 
-    /// Up to where they must hold the log, and the rows but for the keys.
-    pub(super) fn into_rows(self) -> (Position, IndexRows) {
-        (self.checkpoint, self.rows.unwrap_or_default())
-    }
-
     /// Adds an event. Those after the checkpoint are passed over.
     pub(super) fn take(&mut self, event: &Event) {
         if event.position > self.checkpoint {

@@ -141,7 +141,7 @@ pub(super) async fn prepare(
 }
 
 /// What others have seen of the partition: the publisher, restores, anchors.
-fn add_witnesses(partition: Partition, around: &Around, places: &mut Places, findings: &mut Findings) {
+pub(super) fn add_witnesses(partition: Partition, around: &Around, places: &mut Places, findings: &mut Findings) {
     let index = partition.index();
     let restores: Vec<_> = around.restores[index].iter().flatten().cloned().collect();
     for why in around.restores[index].iter().filter_map(|restore| restore.as_ref().err()) {

@@ -74,6 +74,22 @@ pub(super) async fn newest_position(database: &Database, partition: Partition) -
     Ok(Position(newest.and_then(|newest| u64::try_from(newest).ok()).unwrap_or(0)))
 }
 
+/// The first and the newest position of each partition that there is a row of, where there is any.
+pub(super) async fn outermost_positions(database: &Database) -> Result<Vec<Option<(i64, i64)>>, StoreError> {
+    let numbers = Partition::all().map(|partition| format!("({partition})")).collect::<Vec<_>>().join(", ");
+    // One row is looked for at each end of each partition, by the primary key.
+    let sql = format!(
+        "select (select min(position) from events where partition = p.column1), \
+         (select max(position) from events where partition = p.column1) \
+         from (values {numbers}) as p order by p.column1"
+    );
+    let rows: Vec<(Option<i64>, Option<i64>)> = match database {
+        Database::Postgres(database) => sqlx::query_as(AssertSqlSafe(sql)).fetch_all(database.pool()).await?,
+        Database::Sqlite(database) => sqlx::query_as(AssertSqlSafe(sql)).fetch_all(database.readers()).await?,
+    };
+    Ok(rows.into_iter().map(|(first, newest)| first.zip(newest)).collect())
+}
+
 async fn rows(database: &Database, table: &str) -> Result<Vec<Row>, StoreError> {
     Ok(match database {
         Database::Postgres(database) => {

@@ -2,10 +2,19 @@
 //! named, so only what they come to is kept. Rows that do not agree are read again by whoever names them.
 
 use blake3::Hasher;
-use ledger_core::{AccountId, Freeze, Hash, Position, digest::PartitionDigest};
+use ledger_core::{AccountId, Freeze, Hash, Partition, Position, digest::PartitionDigest};
 use ledger_store::index_rows::KeyRow;
 
-use crate::verify::{indexes::Sum, partition::Beside, places::Places};
+use super::held::Held;
+use crate::{
+    finding::{Findings, Kind},
+    verify::{
+        indexes::Sum,
+        partition::{self, Around},
+        places::{self, INDEXES, Places, Witness},
+        stored::Stand,
+    },
+};
 
 /// What waits for the replay to come to a checkpoint.
 #[derive(Debug)]
@@ -27,49 +36,46 @@ pub(super) struct IndexSums {
 }
 
 impl Waiting {
-    /// None when some row is damaged, or cannot be up to its checkpoint: that is looked at row by row.
-    pub(super) fn of(beside: Beside) -> Option<Self> {
-        let Beside { places, read_models, indexes, head, .. } = beside;
-        let balances = match read_models.balances {
-            Some((at, rows)) => {
-                let mut digest = PartitionDigest::default();
-                for row in rows {
-                    digest.add_balance(&row.ok()?);
-                }
-                Some((at, digest.finish().0))
-            }
-            None => None,
+    /// What is compared with a partition. What is wrong with it already is a finding; none when a row agrees with no log.
+    pub(super) fn of(
+        around: &Around,
+        partition: Partition,
+        held: Option<Box<Held>>,
+        findings: &mut Findings,
+    ) -> Option<Self> {
+        let index = partition.index();
+        let kinds = (Kind::HeadMissing, Kind::HeadMismatch);
+        let head = places::check_stand(partition, &around.heads[index], kinds, "partition_heads", findings)?;
+        let mut places = Places::new(partition, Some(head.epoch));
+        places.add(head, Witness::Head);
+        let mut waiting = Self { places, head: head.position, balances: None, freezes: None, indexes: None };
+        let Some(held) = held else { return Some(waiting) };
+        partition::add_witnesses(partition, around, &mut waiting.places, findings);
+        if held.is_damaged {
+            return None;
+        }
+        let mut checkpoint = |stand: &Stand, name: &'static str| {
+            let kinds = (Kind::CheckpointMissing, Kind::CheckpointMismatch);
+            let at = places::check_stand(partition, stand, kinds, name, findings)?;
+            waiting.places.add(at, Witness::Checkpoint(name));
+            Some(at.position)
         };
-        let freezes = match read_models.freezes {
-            Some((at, rows)) => {
-                let rows = rows.into_iter().collect::<Result<Vec<Freeze>, _>>().ok()?;
-                Some((at, digest_of_freezes(rows)))
-            }
-            None => None,
-        };
-        let indexes = match indexes {
-            Some(indexes) => {
-                let (checkpoint, rows) = indexes.into_rows();
-                let is_due = |position: i64| u64::try_from(position).is_ok_and(|position| position <= checkpoint.0);
-                let mut sums = IndexSums::default();
-                for (id, position) in rows.accounts {
-                    sums.add_account(AccountId::stored(id?)?, Position(u64::try_from(position).ok()?));
-                    is_due(position).then_some(())?;
-                }
-                for (original, position) in rows.related {
-                    sums.add_related(Position(u64::try_from(original).ok()?), Position(u64::try_from(position).ok()?));
-                    is_due(position).then_some(())?;
-                }
-                for (id, version, position) in rows.history {
-                    let (id, position) = (AccountId::stored(id?)?, Position(u64::try_from(position).ok()?));
-                    sums.add_history(id, u64::try_from(version).ok()?, position);
-                    is_due(position.0.cast_signed()).then_some(())?;
-                }
-                Some((checkpoint, sums))
-            }
-            None => None,
-        };
-        Some(Self { places, head, balances, freezes, indexes })
+        waiting.balances = checkpoint(&held.balances_at, "balances").map(|at| (at, held.balances.finish().0));
+        waiting.freezes = checkpoint(&held.freezes_at, "freezes").map(|at| (at, held.freezes.finish()));
+        if checkpoint(&around.indexes[index], INDEXES).is_some() {
+            // It only moves forward: what is in the rows is at least what it promised before.
+            let at = held.indexes_at.filter(|at| held.newest_indexed <= *at)?;
+            waiting.indexes = Some((at, held.indexes));
+        }
+        Some(waiting)
+    }
+
+    /// The furthest position at which something is compared with the replay.
+    pub(super) fn furthest(&self) -> Position {
+        let balances = self.balances.as_ref().map(|(at, _)| *at);
+        let freezes = self.freezes.as_ref().map(|(at, _)| *at);
+        let indexes = self.indexes.as_ref().map(|(at, _)| *at);
+        balances.max(freezes).max(indexes).unwrap_or_default()
     }
 }
 
@@ -93,14 +99,22 @@ fn row(id: AccountId, version: u64, position: Position) -> KeyRow {
 }
 
 /// The digest of freezes in the order of their positions, and one of whose they are in words, which that leaves out.
-pub(super) fn digest_of_freezes(freezes: impl IntoIterator<Item = Freeze>) -> (Hash, Hash) {
-    let (mut digest, mut names) = (PartitionDigest::default(), Hasher::new());
-    for freeze in freezes {
-        digest.add_freeze(&freeze);
+#[derive(Debug, Default)]
+pub(super) struct FreezesDigest {
+    digest: PartitionDigest,
+    names: Hasher,
+}
+
+impl FreezesDigest {
+    pub(super) fn add(&mut self, freeze: &Freeze) {
+        self.digest.add_freeze(freeze);
         for name in [freeze.account.user_id(), freeze.account.credit_type()] {
-            names.update(&(name.len() as u64).to_be_bytes());
-            names.update(name.as_bytes());
+            self.names.update(&(name.len() as u64).to_be_bytes());
+            self.names.update(name.as_bytes());
         }
     }
-    (digest.finish().1, Hash(*names.finalize().as_bytes()))
+
+    pub(super) fn finish(&self) -> (Hash, Hash) {
+        (self.digest.finish().1, Hash(*self.names.finalize().as_bytes()))
+    }
 }

@@ -4,14 +4,19 @@
 
 mod beside;
 mod check;
+mod held;
 mod replay;
 mod tables;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    array,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use ledger_core::{Head, PARTITIONS, Partition, Position};
 use ledger_store::{
     Database, StoreError,
+    index_rows::{KeySum, KeySums},
     sweep::{Chunk, Extent, Sweep},
 };
 use tokio::{sync::watch, task::JoinSet};
@@ -21,11 +26,12 @@ use super::{
     indexes::Indexes,
     log::{self, Depth},
     partition::{self, Around, Part},
-    places,
+    places, stored,
 };
 use crate::{finding::Findings, progress::Progress};
 use beside::Waiting;
 use check::{Checked, Checker};
+use held::{AllHeld, Held};
 use replay::{Doubt, Foreseen, Replay};
 
 /// What the partitions of one pass may have in memory. When they have more, half of them are put off to another pass.
@@ -70,12 +76,15 @@ pub(super) async fn verify(
     let mut waiting: Vec<_> = Partition::all().collect();
     while !waiting.is_empty() {
         let mut pass = prepare(database, around, std::mem::take(&mut waiting), &mut swept.doubtful).await?;
+        tracing::debug!("what the log is compared with is read");
         let extent = if around.depth == Depth::Full { Extent::Whole } else { Extent::Fold };
         let sweep = database.sweep(extent).await?;
         pass = read(&sweep, pass, around.depth, progress).await?;
+        tracing::debug!("the log is read");
         waiting = std::mem::take(&mut pass.put_off);
         swept.doubtful.append(&mut pass.doubtful);
         finish(database, around, pass, &mut swept).await?;
+        tracing::debug!("what is compared at the end is compared");
     }
     swept.doubtful.sort_unstable();
     Ok(swept)
@@ -89,7 +98,7 @@ struct Pass {
     put_off: Vec<Partition>,
 }
 
-/// Does some work for each of these partitions, as many at once as there are cores.
+/// Does some work for each of these, as many at once as there are readers.
 async fn for_each<T, F>(
     partitions: impl IntoIterator<Item = T>,
     work: impl Fn(T) -> F,
@@ -101,7 +110,7 @@ where
     let mut partitions = partitions.into_iter();
     let (mut tasks, mut done) = (JoinSet::new(), Vec::new());
     loop {
-        while tasks.len() < at_once()
+        while tasks.len() < at_once() + READERS_BESIDES
             && let Some(partition) = partitions.next()
         {
             tasks.spawn(work(partition));
@@ -122,26 +131,54 @@ async fn prepare(
     partitions: Vec<Partition>,
     doubtful: &mut Vec<Partition>,
 ) -> Result<Pass, StoreError> {
-    let prepared = for_each(partitions, |partition| {
-        let (database, around) = (database.clone(), around.clone());
-        async move {
-            let mut findings = Findings::default();
-            let (beside, end) = partition::prepare(&database, partition, &around, &mut findings).await?;
-            let is_sound = findings.count == 0 && findings.consequences == 0;
-            let waiting = Waiting::of(beside).filter(|_| is_sound);
-            let replay = waiting.and_then(|waiting| Replay::new(partition, around.depth, end, waiting).ok());
-            Ok::<_, StoreError>((partition, replay.map(|replay| Box::new((replay, findings)))))
+    let mut held: AllHeld = array::from_fn(|_| None);
+    if around.depth == Depth::Full {
+        let read = for_each(held::lots(&partitions), |lot| {
+            let database = database.clone();
+            async move { held::read(&database, lot).await }
+        });
+        for read in read.await? {
+            read?.into_iter().for_each(|(partition, read)| held[partition.index()] = Some(read));
         }
-    });
-    let mut slots: Slots = std::array::from_fn(|_| None);
-    for prepared in prepared.await? {
-        let (partition, slot) = prepared?;
-        if slot.is_none() {
+    }
+    // Read after what is further than the heads that were read before it.
+    let outermost = stored::outermost_positions(database).await?;
+    let now = stored::heads(database).await?;
+    let mut slots: Slots = array::from_fn(|_| None);
+    for partition in partitions {
+        let index = partition.index();
+        let log = Log { outermost: outermost[index], head: now[index].head().map(|head| head.position) };
+        slots[index] = begin(around, partition, held[index].take(), log);
+        if slots[index].is_none() {
             doubtful.push(partition);
         }
-        slots[partition.index()] = slot;
     }
     Ok(Pass { slots, doubtful: Vec::new(), put_off: Vec::new() })
+}
+
+/// Where a partition's log stands, once all that it is compared with is read.
+#[derive(Debug, Clone, Copy)]
+struct Log {
+    /// Its first and its newest position.
+    outermost: Option<(i64, i64)>,
+    head: Option<Position>,
+}
+
+/// A partition at the beginning of its replay; none when something about it is wrong already.
+fn begin(around: &Around, partition: Partition, held: Option<Box<Held>>, log: Log) -> Option<Box<(Replay, Findings)>> {
+    let mut findings = Findings::default();
+    let (first, newest) = log.outermost.unwrap_or((1, 0));
+    let now = log.head?;
+    let waiting = Waiting::of(around, partition, held, &mut findings)?;
+    // What is compared with the log may be further than the heads that were read before it; then the replay goes as far.
+    let end = waiting.head.max(waiting.furthest().min(now));
+    let is_beyond_head = u64::try_from(newest).is_ok_and(|newest| newest > now.max(end).0);
+    let is_stray = around.depth == Depth::Full && (first < 1 || is_beyond_head);
+    if is_stray || findings.count > 0 || findings.consequences > 0 {
+        return None;
+    }
+    let replay = Replay::new(partition, around.depth, end, waiting).ok()?;
+    Some(Box::new((replay, findings)))
 }
 
 /// Reads the log with some readers. Their chunks are folded in the order in which they lie in the database.
@@ -253,23 +290,50 @@ impl Pass {
 
 /// Compares what is compared at the end.
 async fn finish(database: &Database, around: &Arc<Around>, pass: Pass, swept: &mut Swept) -> Result<(), StoreError> {
-    let finished = for_each(pass.slots.into_iter().flatten(), |slot| {
+    let mut slots: Vec<_> = pass.slots.into_iter().flatten().map(|slot| *slot).collect();
+    let lots: Vec<_> = std::iter::from_fn(|| {
+        let lot: Vec<_> = slots.drain(..slots.len().min(held::TOGETHER)).collect();
+        Some(lot).filter(|lot| !lot.is_empty())
+    })
+    .collect();
+    let finished = for_each(lots, |lot| {
         let (database, around) = (database.clone(), around.clone());
-        async move { finish_partition(&database, &around, *slot).await }
+        async move { finish_some(&database, &around, lot).await }
     });
     for finished in finished.await? {
-        match finished? {
-            Ok(part) => swept.parts.push(part),
-            Err(partition) => swept.doubtful.push(partition),
+        for finished in finished? {
+            match finished {
+                Ok(part) => swept.parts.push(part),
+                Err(partition) => swept.doubtful.push(partition),
+            }
         }
     }
     Ok(())
+}
+
+async fn finish_some(
+    database: &Database,
+    around: &Around,
+    lot: Vec<(Replay, Findings)>,
+) -> Result<Vec<Result<Part, Partition>>, StoreError> {
+    let indexed: Vec<_> =
+        lot.iter().filter_map(|(replay, _)| Some((replay.partition, replay.waiting.indexes.as_ref()?.0))).collect();
+    let sums = database.key_sums(&indexed).await?;
+    let mut sums: Vec<_> = indexed.into_iter().map(|(partition, _)| partition).zip(sums).collect();
+    let mut finished = Vec::new();
+    for slot in lot {
+        let keys = sums.iter().position(|(partition, _)| *partition == slot.0.partition);
+        let keys = keys.map(|index| sums.swap_remove(index).1);
+        finished.push(finish_partition(database, around, slot, keys).await?);
+    }
+    Ok(finished)
 }
 
 async fn finish_partition(
     database: &Database,
     around: &Around,
     (mut replay, mut findings): (Replay, Findings),
+    keys: Option<KeySums>,
 ) -> Result<Result<Part, Partition>, StoreError> {
     let (partition, end) = (replay.partition, replay.end);
     let head = match around.depth {
@@ -287,22 +351,11 @@ async fn finish_partition(
         places::check_epochs(partition, &replay.epochs, head, &restores, &doubts, &mut findings);
         let expired: Vec<_> = replay.freezes().filter(|freeze| partition::has_expired(freeze, around.now)).collect();
         partition::note_expired(partition, &expired, around.now, &mut findings);
-        if let Some((checkpoint, _)) = replay.waiting.indexes {
-            let sums = database.key_sums(partition, checkpoint).await?;
-            let found = sums.runs.iter().filter(|(_, sum)| sum.rows > 0).copied();
-            let expected = (0..).zip(&outcome.runs).filter(|(_, sum)| sum.rows > 0).map(|(run, sum)| (run, *sum));
-            if !found.eq(expected) {
-                return Ok(Err(partition));
-            }
-            let mut later = log::Replay::new(partition, Depth::Full);
-            // What was written meanwhile is compared row by row.
-            if sums.later > 0
-                && !Indexes::compare_later(database, partition, checkpoint, sums.later, &mut later).await?
-            {
-                return Ok(Err(partition));
-            }
-            findings.absorb(later.findings);
-        }
+    }
+    if let (Some((checkpoint, _)), Some(keys)) = (replay.waiting.indexes, keys)
+        && !keys_agree(database, partition, checkpoint, &keys, &outcome.runs, &mut findings).await?
+    {
+        return Ok(Err(partition));
     }
     if findings.count > 0 || findings.consequences > 0 {
         return Ok(Err(partition));
@@ -316,6 +369,31 @@ async fn finish_partition(
         batches: replay.batches,
         findings,
     }))
+}
+
+/// Whether a partition's key index comes to what the log makes of it.
+async fn keys_agree(
+    database: &Database,
+    partition: Partition,
+    checkpoint: Position,
+    keys: &KeySums,
+    expected: &[KeySum],
+    findings: &mut Findings,
+) -> Result<bool, StoreError> {
+    let found = keys.runs.iter().filter(|(_, sum)| sum.rows > 0).copied();
+    let expected = (0..).zip(expected).filter(|(_, sum)| sum.rows > 0).map(|(run, sum)| (run, *sum));
+    if !found.eq(expected) {
+        return Ok(false);
+    }
+    if keys.later > 0 {
+        // What was written meanwhile is compared row by row.
+        let mut later = log::Replay::new(partition, Depth::Full);
+        if !Indexes::compare_later(database, partition, checkpoint, keys.later, &mut later).await? {
+            return Ok(false);
+        }
+        findings.absorb(later.findings);
+    }
+    Ok(true)
 }
 
 /// The head that the event at a position makes; none when there is no such event.
@@ -333,7 +411,7 @@ mod tests {
 
     #[test]
     fn half_of_the_partitions_are_put_off_while_they_have_too_much_in_memory() {
-        let slots = std::array::from_fn(|index| {
+        let slots = array::from_fn(|index| {
             let partition = Partition::new(u8::try_from(index).expect("64 partitions")).expect("below 64");
             Some(Box::new((Replay::of_an_account(partition), Findings::default())))
         });

@@ -13,7 +13,7 @@ use ledger_store::{
 };
 
 use super::{
-    beside::{IndexSums, Waiting, digest_of_freezes},
+    beside::{FreezesDigest, IndexSums, Waiting},
     check::{Checked, Checker, link},
     tables::{AccountNumber, Accounts, Deductions, Freezes, Frozen, Segments},
 };
@@ -58,6 +58,8 @@ pub(super) struct Replay {
     epoch: Epoch,
     recorded_at: Option<Timestamp>,
     pub(super) waiting: Waiting,
+    /// Of the balances, where they were compared last.
+    digest: Option<(Position, Hash)>,
     accounts: Accounts,
     deductions: Deductions,
     freezes: Freezes,
@@ -86,6 +88,7 @@ impl Replay {
             epoch: Epoch::FIRST,
             recorded_at: None,
             waiting,
+            digest: None,
             accounts: Accounts::default(),
             deductions: Deductions::default(),
             freezes: Freezes::default(),
@@ -294,7 +297,7 @@ impl Replay {
             return Err(Doubt);
         }
         if let Some((_, digest)) = self.waiting.freezes.take_if(|(checkpoint, _)| *checkpoint == at)
-            && digest != digest_of_freezes(self.freezes())
+            && digest != self.digest_of_freezes()
         {
             return Err(Doubt);
         }
@@ -317,12 +320,23 @@ impl Replay {
         sums
     }
 
-    fn digest_of_balances(&self) -> Hash {
+    fn digest_of_balances(&mut self) -> Hash {
+        if let Some((_, digest)) = self.digest.filter(|(position, _)| *position == self.position) {
+            return digest;
+        }
         let mut digest = PartitionDigest::default();
         self.accounts.in_order(|account, state: &AccountState, position, updated_at| {
             digest.add_balance_of(account, state, position, updated_at);
         });
-        digest.finish().0
+        let digest = digest.finish().0;
+        self.digest = Some((self.position, digest));
+        digest
+    }
+
+    fn digest_of_freezes(&self) -> (Hash, Hash) {
+        let mut digest = FreezesDigest::default();
+        self.freezes().for_each(|freeze| digest.add(&freeze));
+        digest.finish()
     }
 
     pub(super) fn freezes(&self) -> impl Iterator<Item = Freeze> {
