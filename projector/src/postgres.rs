@@ -7,7 +7,11 @@ use foldhash::HashMap;
 use futures::TryStreamExt;
 use ledger_core::{AccountId, Balance, Freeze, Head, PARTITIONS, Partition, Position, Timestamp};
 use ledger_store::{StoreError, copied};
-use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool, Postgres as Driver, Row, postgres::PgRow};
+use sqlx::{
+    AssertSqlSafe, Executor, PgConnection, PgPool, Postgres as Driver, Row,
+    postgres::{PgArguments, PgRow},
+    query::Query,
+};
 use tokio::time::sleep;
 
 use crate::{
@@ -335,16 +339,7 @@ async fn update_balances(
         format!("{UPDATE}) as n ({NAMES}) {THERE}")
     };
     for rows in balances.chunks(ROWS) {
-        let mut update = sqlx::query(AssertSqlSafe(sql.clone()))
-            .bind(rows.iter().map(|row| i16::from(row.account.partition().number())).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| row.account.id().uuid()).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| stored(row.position.0)).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| stored(row.state.version)).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| stored(row.state.balance)).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| stored(row.state.frozen)).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| stored(row.state.available())).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| DateTime::<Utc>::from(row.updated_at)).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| row.status()).collect::<Vec<_>>());
+        let mut update = bind_numbers(sqlx::query(AssertSqlSafe(sql.clone())), rows);
         if let Some(believed) = believed {
             let Some(old) = rows.iter().map(|row| believed.get(&row.account.id())).collect::<Option<Vec<_>>>() else {
                 return Ok(false);
@@ -363,6 +358,22 @@ async fn update_balances(
         }
     }
     Ok(true)
+}
+
+type Statement<'q> = Query<'q, Driver, PgArguments>;
+
+/// Binds the columns of [`BALANCE_COLUMNS`] but for the names, each as an array.
+fn bind_numbers<'q>(query: Statement<'q>, rows: &[&Balance]) -> Statement<'q> {
+    query
+        .bind(rows.iter().map(|row| i16::from(row.account.partition().number())).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.account.id().uuid()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| stored(row.position.0)).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| stored(row.state.version)).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| stored(row.state.balance)).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| stored(row.state.frozen)).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| stored(row.state.available())).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| DateTime::<Utc>::from(row.updated_at)).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.status()).collect::<Vec<_>>())
 }
 
 /// Inserts rows of `balances` for accounts that have none. False when one has.
@@ -399,16 +410,7 @@ async fn insert_balances(
     );
     let mut written = 0;
     for rows in balances.chunks(ROWS) {
-        let inserted = sqlx::query(AssertSqlSafe(sql.clone()))
-            .bind(rows.iter().map(|row| i16::from(row.account.partition().number())).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| row.account.id().uuid()).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| stored(row.position.0)).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| stored(row.state.version)).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| stored(row.state.balance)).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| stored(row.state.frozen)).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| stored(row.state.available())).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| DateTime::<Utc>::from(row.updated_at)).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| row.status()).collect::<Vec<_>>())
+        let inserted = bind_numbers(sqlx::query(AssertSqlSafe(sql.clone())), rows)
             .bind(rows.iter().map(|row| &**row.account.user_id()).collect::<Vec<&str>>())
             .bind(rows.iter().map(|row| &**row.account.credit_type()).collect::<Vec<&str>>())
             .execute(&mut *connection)
