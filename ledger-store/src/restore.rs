@@ -161,6 +161,16 @@ pub async fn restore(url: &str, target: Target, log: Log) -> Result<Restored, Re
     }
 }
 
+/// Waits until no restore is under way at `url`: PostgreSQL may still commit one whose tool was killed. On SQLite it ends
+/// with its process.
+///
+/// # Errors
+///
+/// [`RestoreError::InUse`] when one is still under way after 15 s; when the database cannot be reached.
+pub async fn wait_for_others(url: &str) -> Result<(), RestoreError> {
+    if url.starts_with("sqlite:") { Ok(()) } else { Postgres::wait_for_other_restores(url).await }
+}
+
 /// Every restore that the database knows of, by epoch and partition.
 ///
 /// # Errors

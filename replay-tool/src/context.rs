@@ -70,6 +70,11 @@ impl Failure {
         Self { why: why.into(), is_passing: true }
     }
 
+    /// The same failure, said to be one that may pass.
+    pub(crate) fn or_passing(self) -> Self {
+        Self { is_passing: true, ..self }
+    }
+
     /// Whether the same may succeed a moment later: a connection was lost, or others were in the way.
     pub(crate) const fn is_passing(&self) -> bool {
         self.is_passing

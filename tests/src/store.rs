@@ -32,7 +32,13 @@ pub fn sqlite() -> NewDatabase {
 /// A new database on the shared PostgreSQL cluster.
 #[must_use]
 pub fn postgres() -> NewDatabase {
-    NewDatabase { url: Postgres::shared().database(), _folder: None }
+    postgres_on(Postgres::shared())
+}
+
+/// A new database on a cluster of one's own.
+#[must_use]
+pub fn postgres_on(cluster: &Postgres) -> NewDatabase {
+    NewDatabase { url: cluster.database(), _folder: None }
 }
 
 /// Runs a test on both databases, as two tests.

@@ -4,24 +4,20 @@ use std::{
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use serde_json::{Value, json};
 use sqlx::Connection;
 use tempfile::TempDir;
 use tests::{
-    Load, Nats, Service,
-    children::{bound_to_this_process, kill, spawn},
-    on_both_databases, replay_tool,
-    service::program,
-    store::NewDatabase,
-    vandal::Vandal,
-    verify_consistent,
+    Load, Nats, Service, on_both_databases, replay_tool, store::NewDatabase, vandal::Vandal, verify_consistent,
 };
 
 #[path = "recover/disasters.rs"]
 mod disasters;
+#[path = "recover/killed.rs"]
+mod killed;
 #[path = "recover/messages.rs"]
 mod messages;
 #[path = "recover/pause.rs"]
@@ -33,6 +29,7 @@ use disasters::{
     orders_are_compared_and_what_disagrees_is_told, several_restores_in_a_row_are_told_apart,
     what_was_not_published_when_all_was_destroyed_is_lost_by_whole_batches, whatever_table_is_dropped_nothing_is_lost,
 };
+use killed::a_recovery_that_is_killed_is_done_whole_by_the_next_run;
 use messages::Messages;
 use unlock::the_ledgers_own_old_locks_are_lifted_and_no_others;
 
@@ -380,63 +377,6 @@ async fn only_read_models_are_made_anew_where_only_they_are_damaged(database: Ne
     assert_eq!(report["digest"]["after"], before["digest"]);
     service.credit("ann", 1, "after").await;
     verify_consistent(&database.url);
-}
-
-async fn a_recovery_that_is_killed_is_done_whole_by_the_next_run(database: NewDatabase) {
-    let (nats, desk) = (Nats::start(), Desk::new());
-    let nats_url = nats.url();
-    let (archive, partition, newest) = archived_and_gone_on(&database, &desk, &["--nats-url", &nats_url]).await;
-    let before = verify_consistent(&database.url);
-    let place = format!("partition = {partition} and position = {}", newest - 2);
-    let damage = [format!("update events set amount = amount + 1 where {place}")];
-    destroy(&database).await;
-    let began = Instant::now();
-    let (code, report) = desk.recover(&database.url, &archive, "first", &["--nats-url", &nats_url]);
-    assert_eq!(code, 0, "{report:#}");
-    let takes = began.elapsed();
-    let mut killed = 0;
-    for round in 0..20_u32 {
-        // Half of them begin with a ledger that is gone, half with one that is damaged.
-        if round % 2 == 0 {
-            destroy(&database).await;
-        } else {
-            Vandal::arrive(&database.url).await.run(&damage).await;
-        }
-        let name = format!("round-{round}");
-        let folder = desk.path(&name);
-        let mut command = bound_to_this_process(program("replay-tool").to_str().expect("a plain path"), "KILL");
-        command
-            .args(["--database-url", &database.url, "recover", "--from", text(&archive), "--nats-url", &nats_url])
-            .args(["--report", text(&folder)])
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null());
-        let mut child = spawn(command);
-        // Moments spread over the whole run, in an irregular order.
-        std::thread::sleep(takes * (round * 7 % 20) / 20);
-        if child.try_wait().expect("our child").is_none() {
-            killed += 1;
-        }
-        kill(&mut child);
-        let (code, report) = desk.recover(&database.url, &archive, &name, &["--nats-url", &nats_url]);
-        assert_eq!(code, 0, "round {round}: {report:#}");
-        assert_eq!(report["digest"]["after"], before["digest"], "round {round}");
-        let verified = verify_consistent(&database.url);
-        assert_eq!((&verified["digest"], &verified["events"]), (&before["digest"], &before["events"]), "round {round}");
-        if database.url.starts_with("postgres") {
-            let mut connection = sqlx::PgConnection::connect(&database.url).await.expect("the server runs");
-            let sql = "select string_agg(table_name, ' ') from information_schema.tables \
-                where table_name like 'kept_%' and table_schema = 'public'";
-            let kept: Option<String> = sqlx::query_scalar(sql).fetch_one(&mut connection).await.expect("read");
-            for table in kept.unwrap_or_default().split_whitespace() {
-                sqlx::raw_sql(sqlx::AssertSqlSafe(format!("drop table {table}")))
-                    .execute(&mut connection)
-                    .await
-                    .expect("gone");
-            }
-        }
-    }
-    println!("killed in time {killed} of 20 times");
-    assert!(killed >= 5, "the moments lie within the run");
 }
 
 async fn an_archive_of_another_ledger_is_refused(database: NewDatabase) {

@@ -46,9 +46,7 @@ impl Postgres {
     pub(crate) async fn restore(url: &str, target: Target, log: Arc<Log>) -> Result<Restored, RestoreError> {
         let (mut connection, place) = connect(url).await?;
         super::refuse_to_lose(&mut connection, &place).await?;
-        if !is_alone(&mut connection).await? {
-            return Err(RestoreError::InUse(format!("another restore into {place} is running; wait for it")));
-        }
+        be_alone(&mut connection, &place).await?;
         // What is to be replaced may be damaged beyond recognition.
         if target == Target::Empty && look(&mut connection, &place).await? == Found::Ledger {
             return Err(RestoreError::NotEmpty(place));
@@ -61,6 +59,15 @@ impl Postgres {
         }
         connection.close().await?;
         Ok(restored)
+    }
+
+    /// See [`crate::restore::wait_for_others`].
+    pub(crate) async fn wait_for_other_restores(url: &str) -> Result<(), RestoreError> {
+        let (mut connection, place) = connect(url).await?;
+        be_alone(&mut connection, &place).await?;
+        // The lock goes with the session.
+        connection.close().await?;
+        Ok(())
     }
 
     /// See [`crate::restore::standing`].
@@ -114,12 +121,15 @@ fn standing_in(heads: &str) -> String {
 }
 
 /// Waits for the lock for a while: the session of a restore that was killed lives until the server notices it.
-async fn is_alone(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+async fn be_alone(connection: &mut PgConnection, place: &str) -> Result<(), RestoreError> {
     let began = Instant::now();
     loop {
         let alone: bool = sqlx::query_scalar(RESTORE_LOCK).fetch_one(&mut *connection).await?;
-        if alone || began.elapsed() > LOCK_WAIT {
-            return Ok(alone);
+        if alone {
+            return Ok(());
+        }
+        if began.elapsed() > LOCK_WAIT {
+            return Err(RestoreError::InUse(format!("another restore into {place} is running; wait for it")));
         }
         tokio::time::sleep(LOCK_LOOK).await;
     }

@@ -20,7 +20,7 @@ use crate::context::Failure;
 pub(crate) use fold::PartitionState;
 pub(crate) use ledger_store::restore::Target;
 pub(crate) use manifest::Manifest;
-pub(crate) use restore::{Restored, Summary, make_read_models, next_epoch, restore};
+pub(crate) use restore::{Restored, Summary, make_read_models, next_epoch, restore, wait_for_other_restores};
 
 /// An archive, and the archives that it goes on from: together a whole log. Its files are as they were written.
 #[derive(Debug, Clone)]

@@ -7,7 +7,7 @@ use std::{
 
 use ledger_core::{Epoch, Event, Hash, Head, PARTITIONS, Partition, Timestamp};
 use ledger_store::{
-    Database,
+    Database, StoreError,
     restore::{Log, RestoreError, Target},
 };
 use projector::rebuild::{self, RebuildError};
@@ -106,6 +106,15 @@ pub(crate) async fn restore(database_url: &str, target: Target, restored: Restor
         wrote_in,
         rebuilt_in: rebuilt.took,
     })
+}
+
+/// Waits for a restore whose tool was killed: the database may still be about to commit it.
+pub(crate) async fn wait_for_other_restores(database_url: &str) -> Result<(), Failure> {
+    match ledger_store::restore::wait_for_others(database_url).await {
+        // Whoever looks at the database next says what to do about that.
+        Err(RestoreError::Store(StoreError::Address(_))) => Ok(()),
+        waited => waited.map_err(failure),
+    }
 }
 
 /// Makes the read models from what is in the database.

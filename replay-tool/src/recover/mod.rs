@@ -182,6 +182,7 @@ impl Drill<'_> {
         let Some(plan) = self.record.plan.as_ref().filter(|_| self.record.has_begun("restore")) else {
             return Ok(None);
         };
+        archive::wait_for_other_restores(&self.context.database_url).await?;
         let Ok(database) = Database::open_existing(&self.context.database_url).await else { return Ok(None) };
         let told = match restored::read_all(&database).await {
             Err(error) if error.is_passing() => return Err(error.into()),

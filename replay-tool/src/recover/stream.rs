@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use async_nats::jetstream::{self, consumer::pull::OrderedConfig};
+use async_nats::{
+    ConnectErrorKind,
+    jetstream::{self, consumer::pull::OrderedConfig, context::GetStreamErrorKind},
+};
 use futures::StreamExt;
 use ledger_core::{Epoch, Head, PARTITIONS, Partition, Position, json};
 use projector::publisher::{
@@ -57,13 +60,18 @@ pub(super) async fn read(
         .name("replay-tool recover")
         .connect(url)
         .await
-        .map_err(|error| gone(format!("NATS cannot be reached: {error}")))?;
-    let stream = jetstream::new(client)
-        .get_stream(STREAM)
-        .await
-        .map_err(|error| gone(format!("the stream {STREAM} cannot be opened: {error}")))?;
-    let state =
-        stream.get_info().await.map_err(|error| gone(format!("the stream {STREAM} cannot be read: {error}")))?.state;
+        .map_err(|error| {
+            let failure = gone(format!("NATS cannot be reached: {error}"));
+            if error.kind() == ConnectErrorKind::TimedOut { failure.or_passing() } else { failure }
+        })?;
+    let stream = jetstream::new(client).get_stream(STREAM).await.map_err(|error| {
+        let failure = gone(format!("the stream {STREAM} cannot be opened: {error}"));
+        // No answer in time, or JetStream still reads its files.
+        if error.kind() == GetStreamErrorKind::Request { failure.or_passing() } else { failure }
+    })?;
+    // It was there a moment ago.
+    let unreadable = |why: String| gone(format!("the stream {STREAM} cannot be read: {why}")).or_passing();
+    let state = stream.get_info().await.map_err(|error| unreadable(error.to_string()))?.state;
     let mut read = Read {
         messages: 0,
         first_sequence: state.first_sequence,
@@ -77,9 +85,6 @@ pub(super) async fn read(
     if state.messages == 0 {
         return Ok(read);
     }
-    // It was there a moment ago.
-    let unreadable =
-        |why: String| Failure::passing(gone(format!("the stream {STREAM} cannot be read: {why}")).to_string());
     let consumer =
         stream.create_consumer(OrderedConfig::default()).await.map_err(|error| unreadable(error.to_string()))?;
     let mut messages = consumer.messages().await.map_err(|error| unreadable(error.to_string()))?;
@@ -106,6 +111,10 @@ pub(super) async fn read(
         }
     }
     bar.finish();
+    // An end that comes too soon would pass for lost events.
+    if read.messages != state.messages {
+        return Err(unreadable(format!("it gave {} of {} messages", read.messages, state.messages)));
+    }
     for partition in Partition::all() {
         let newest = &mut read.newest[partition.index()];
         let point = |restored: &Restored| restored.heads[partition.index()];
