@@ -1,5 +1,7 @@
 //! The next tables on PostgreSQL.
 
+use std::time::{Duration, Instant};
+
 use futures::TryStreamExt;
 use ledger_core::{Event, Hash, Head, PARTITIONS, Partition, digest::PartitionDigest};
 use ledger_store::postgres::Postgres;
@@ -16,6 +18,9 @@ use crate::{
 
 /// The advisory lock that lets one rebuild run at a time.
 const REBUILD_LOCK: i64 = LOCK_BASE + 2;
+/// How long it is waited for: the session of a rebuild that was killed lives until the server notices it.
+const LOCK_WAIT: Duration = Duration::from_secs(3);
+const LOCK_LOOK: Duration = Duration::from_millis(100);
 /// Bytes of one message of a copy.
 const MESSAGE: usize = 256 * 1024;
 
@@ -95,11 +100,7 @@ pub(super) struct Next {
 impl Next {
     pub(super) async fn create(database: &Postgres, models: &[ReadModel]) -> Result<Self, RebuildError> {
         let mut connection = PgConnection::connect_with(database.connect_options()).await?;
-        let alone: bool =
-            sqlx::query_scalar("select pg_try_advisory_lock($1)").bind(REBUILD_LOCK).fetch_one(&mut connection).await?;
-        if !alone {
-            return Err(RebuildError::AlreadyRunning);
-        }
+        be_alone(&mut connection).await?;
         // Left over from a rebuild that was killed. One whose end its server has not noticed yet may still hold them for
         // a moment; then the lock's time-out says so.
         sqlx::raw_sql(DISCARD).execute(&mut connection).await?;
@@ -115,6 +116,20 @@ impl Next {
             sqlx::raw_sql(*statements).execute(&mut self.connection).await?;
         }
         Ok(())
+    }
+}
+
+async fn be_alone(connection: &mut PgConnection) -> Result<(), RebuildError> {
+    let began = Instant::now();
+    loop {
+        let lock = sqlx::query_scalar("select pg_try_advisory_lock($1)").bind(REBUILD_LOCK);
+        if lock.fetch_one(&mut *connection).await? {
+            return Ok(());
+        }
+        if began.elapsed() > LOCK_WAIT {
+            return Err(RebuildError::AlreadyRunning);
+        }
+        tokio::time::sleep(LOCK_LOOK).await;
     }
 }
 
