@@ -1,9 +1,11 @@
 //! BLAKE3 of many short messages at once.
 //!
 //! One message of a few hundred bytes is hashed block after block, each of which waits for the one before it: a tenth of a
-//! microsecond a block, whatever the processor could do besides. Messages of as many blocks wait for each other in nothing,
-//! so they are hashed side by side, as BLAKE3 itself does with the parts of a long message. All but the last block of each
-//! are; the last ones differ in length, and follow one by one.
+//! microsecond a block, whatever the processor could do besides. Messages wait for each other in nothing, so they are hashed
+//! side by side: all but the last block of each as BLAKE3 itself does it with the parts of a long message, among messages of
+//! as many blocks; then the last blocks of all, which differ in length (see [`lanes`]).
+
+mod lanes;
 
 use blake3::{
     IncrementCounter,
@@ -28,6 +30,7 @@ pub struct Messages {
     bytes: Vec<u8>,
     /// Where each message ends.
     ends: Vec<usize>,
+    /// Before the last blocks: the states of messages after those before it.
     hashes: Vec<Hash>,
     /// Messages by the number of full blocks before their last one.
     by_blocks: [Vec<usize>; CHUNK / BLOCK],
@@ -79,17 +82,30 @@ impl Messages {
             let start = index.checked_sub(1).map_or(0, |before| self.ends[before]);
             &self.bytes[start..self.ends[index]]
         };
-        for (blocks, indexes) in self.by_blocks.iter().enumerate() {
+        for (blocks, indexes) in self.by_blocks.iter().enumerate().skip(1) {
             for indexes in indexes.chunks(MAX_SIMD_DEGREE) {
                 let mut states = [0; MAX_SIMD_DEGREE * 32];
                 start_all(platform, blocks, indexes, message, &mut states);
                 for (index, state) in indexes.iter().zip(states.as_chunks::<32>().0) {
-                    self.hashes[*index] = end_one(platform, blocks, message(*index), state);
+                    self.hashes[*index] = Hash(*state);
                 }
             }
         }
+        let lasts = (0..self.ends.len()).map(message).map(|message| {
+            let blocks = message.len().saturating_sub(1) / BLOCK;
+            (message.len() <= CHUNK).then(|| Last { is_first: blocks == 0, bytes: &message[blocks * BLOCK..] })
+        });
+        lanes::end(lasts, &mut self.hashes);
         &self.hashes
     }
+}
+
+/// The last block of a message, which has 64 bytes at most.
+#[derive(Debug, Clone, Copy)]
+struct Last<'m> {
+    /// There is none before it.
+    is_first: bool,
+    bytes: &'m [u8],
 }
 
 /// The states of messages after so many full blocks.
@@ -124,26 +140,6 @@ fn start<'m, const BYTES: usize>(
     }
     let inputs = &inputs[..indexes.len()];
     platform.hash_many(inputs, &KEY, 0, IncrementCounter::No, 0, CHUNK_START, 0, &mut states[..indexes.len() * 32]);
-}
-
-/// A message's hash from its state after so many full blocks.
-fn end_one(platform: Platform, blocks: usize, message: &[u8], state: &[u8; 32]) -> Hash {
-    let last = &message[blocks * BLOCK..];
-    let mut block = [0; BLOCK];
-    block[..last.len()].copy_from_slice(last);
-    let (mut words, flags) = if blocks == 0 { (KEY, CHUNK_START) } else { (words_of(state), 0) };
-    let length = u8::try_from(last.len()).expect("a block has 64 bytes");
-    platform.compress_in_place(&mut words, &block, length, 0, flags | CHUNK_END | ROOT);
-    let mut hash = [0; 32];
-    for (bytes, word) in hash.as_chunks_mut::<4>().0.iter_mut().zip(words) {
-        *bytes = word.to_le_bytes();
-    }
-    Hash(hash)
-}
-
-fn words_of(state: &[u8; 32]) -> [u32; 8] {
-    let bytes = state.as_chunks::<4>().0;
-    std::array::from_fn(|index| u32::from_le_bytes(bytes[index]))
 }
 
 #[cfg(test)]

@@ -88,10 +88,11 @@ impl<'r> Row<'r> {
         self.number("position").ok().and_then(|position| u64::try_from(position).ok()).map(Position)
     }
 
-    /// The other columns of [`COLUMNS`](crate::row::COLUMNS), in their order.
-    pub(crate) fn event(&mut self, partition: Partition, position: Position) -> Result<EventRow<'r>, Damage> {
+    /// The other columns of [`COLUMNS`](crate::row::COLUMNS), in their order; the partition is not among them where it is
+    /// known.
+    #[inline(always)]
+    pub(crate) fn event(&mut self, position: Position, known: Option<Partition>) -> Result<EventRow<'r>, Damage> {
         Ok(EventRow {
-            partition,
             position,
             previous_position: self.number("previous_position")?,
             epoch: self.number("epoch")?,
@@ -101,6 +102,7 @@ impl<'r> Row<'r> {
             remaining: self.optional("remaining", number)?,
             balance: self.number("balance")?,
             frozen: self.number("frozen")?,
+            available: self.number("available")?,
             expires_at: self.optional("expires_at", time)?,
             recorded_at: self.required("recorded_at", time)?,
             transaction_id: self.required("transaction_id", uuid)?,
@@ -110,6 +112,10 @@ impl<'r> Row<'r> {
             batch_id: self.optional("batch_id", uuid)?,
             batch_size: self.optional("batch_size", integer)?,
             batch_index: self.optional("batch_index", integer)?,
+            partition: match known {
+                Some(partition) => partition,
+                None => self.partition().ok_or(("partition", "is none".to_owned()))?,
+            },
             schema_version: self.required("schema_version", small)?,
             locked: self.required("locked", boolean)?,
             event_type: self.required("type", text)?,
@@ -122,7 +128,6 @@ impl<'r> Row<'r> {
             description: self.optional("description", text)?,
             metadata: self.optional("metadata", text)?,
             hash: self.required("hash", |_, bytes| Ok(bytes))?,
-            available: self.number("available")?,
         })
     }
 
@@ -179,6 +184,11 @@ impl<'r> Row<'r> {
             hash: &[0; 32],
             available: balance.saturating_sub(frozen),
         })
+    }
+
+    /// Passes over some columns.
+    pub(crate) fn skip(&mut self, columns: usize) -> Option<()> {
+        (0..columns).try_for_each(|_| self.value("").map(drop)).ok()
     }
 
     fn take<const BYTES: usize>(&mut self) -> Option<[u8; BYTES]> {

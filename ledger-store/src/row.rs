@@ -10,19 +10,19 @@ use uuid::Uuid;
 
 use crate::{DamagedRow, StoreError, restore::RestorePoint};
 
-/// The columns of `events` that make an event, in the order in which both databases read and write them.
-/// `available` stands last: it is written for those who query the table, and checked when it is read.
-pub(crate) const COLUMNS: &str = "partition, position, previous_position, epoch, version, amount, released, remaining, \
-     balance, frozen, expires_at, recorded_at, transaction_id, account_id, related_id, operation_id, batch_id, \
-     batch_size, batch_index, schema_version, locked, type, user_id, credit_type, business_code, business_id, \
-     request_id, actor, description, metadata, hash, available";
+/// The columns of `events` in the order in which both databases have, read and write them: PostgreSQL sends rows as they
+/// lie then, and need not put each together anew, which takes a tenth of its time.
+pub(crate) const COLUMNS: &str = "position, previous_position, epoch, version, amount, released, remaining, balance, frozen, available, \
+     expires_at, recorded_at, transaction_id, account_id, related_id, operation_id, batch_id, batch_size, \
+     batch_index, partition, schema_version, locked, type, user_id, credit_type, business_code, business_id, \
+     request_id, actor, description, metadata, hash";
 
 /// The same columns of `events e` in a join.
-pub(crate) const JOINED_COLUMNS: &str = "e.partition, e.position, e.previous_position, e.epoch, e.version, e.amount, \
-     e.released, e.remaining, e.balance, e.frozen, e.expires_at, e.recorded_at, e.transaction_id, e.account_id, \
-     e.related_id, e.operation_id, e.batch_id, e.batch_size, e.batch_index, e.schema_version, e.locked, e.type, \
-     e.user_id, e.credit_type, e.business_code, e.business_id, e.request_id, e.actor, e.description, e.metadata, \
-     e.hash, e.available";
+pub(crate) const JOINED_COLUMNS: &str = "e.position, e.previous_position, e.epoch, e.version, e.amount, e.released, e.remaining, e.balance, \
+     e.frozen, e.available, e.expires_at, e.recorded_at, e.transaction_id, e.account_id, e.related_id, \
+     e.operation_id, e.batch_id, e.batch_size, e.batch_index, e.partition, e.schema_version, e.locked, \
+     e.type, e.user_id, e.credit_type, e.business_code, e.business_id, e.request_id, e.actor, e.description, \
+     e.metadata, e.hash";
 
 /// How many they are.
 pub(crate) const COLUMN_COUNT: usize = 32;

@@ -40,6 +40,9 @@ impl Extent {
     }
 }
 
+/// Columns of [`COLUMNS`] between the position, which is the first, and the partition.
+const COLUMNS_BEFORE_PARTITION: usize = 18;
+
 /// A reading of the whole log, by one reader or several.
 #[derive(Debug, Clone)]
 pub struct Sweep {
@@ -153,12 +156,38 @@ impl Chunk {
 
 fn read(extent: Extent, raw: &[u8]) -> Result<BareEvent<'_>, NoEvent> {
     let mut row = Row::new(raw);
-    let columns = row.columns();
-    let (Some(partition), Some(position)) = (row.partition(), row.position()) else { return Err(NoEvent(None)) };
-    let event = match (extent, columns) {
-        (Extent::Whole, Some(COLUMN_COUNT)) => row.event(partition, position),
-        (Extent::Fold, Some(COLUMNS_OF_A_FOLD_COUNT)) => row.event_of_a_fold(partition, position),
-        _ => return Err(NoEvent(Some((partition, position)))),
+    let event = match (extent, row.columns()) {
+        (Extent::Whole, Some(COLUMN_COUNT)) => row.position().and_then(|position| row.event(position, None).ok()),
+        (Extent::Fold, Some(COLUMNS_OF_A_FOLD_COUNT)) => row
+            .partition()
+            .zip(row.position())
+            .and_then(|(partition, position)| row.event_of_a_fold(partition, position).ok()),
+        _ => None,
     };
-    event.and_then(|row| row.bare()).map_err(|_| NoEvent(Some((partition, position))))
+    event.and_then(|row| row.bare().ok()).ok_or_else(|| NoEvent(place(extent, raw)))
+}
+
+/// Where a row stands that is no event, as far as that can be read.
+fn place(extent: Extent, raw: &[u8]) -> Option<(Partition, Position)> {
+    let mut row = Row::new(raw);
+    match (extent, row.columns()) {
+        (Extent::Whole, Some(COLUMN_COUNT)) => {
+            let position = row.position()?;
+            row.skip(COLUMNS_BEFORE_PARTITION)?;
+            Some((row.partition()?, position))
+        }
+        // A row of which nothing else is said begins with its place, too.
+        _ => row.partition().zip(row.position()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_partition_stands_where_it_is_looked_for() {
+        assert_eq!(COLUMNS.split(", ").position(|column| column == "partition"), Some(1 + COLUMNS_BEFORE_PARTITION));
+        assert_eq!(COLUMNS.split(", ").count(), COLUMN_COUNT);
+    }
 }

@@ -63,7 +63,6 @@ impl Rows {
     pub(super) fn add(&mut self, event: &Event) {
         let state = &event.after;
         self.row(COLUMN_COUNT)
-            .small(event.partition.number().into())
             .number(stored(event.position.0))
             .number(stored(event.previous_position.0))
             .number(event.epoch.0.into())
@@ -73,6 +72,7 @@ impl Rows {
             .optional(event.remaining, |row, remaining| row.number(stored(remaining)))
             .number(stored(state.balance))
             .number(stored(state.frozen))
+            .number(stored(state.available()))
             .optional(event.expires_at, Self::time)
             .time(event.recorded_at)
             .uuid(event.transaction_id.uuid())
@@ -82,6 +82,7 @@ impl Rows {
             .optional(event.batch, |row, mark| row.uuid(mark.id))
             .optional(event.batch, |row, mark| row.integer(mark.size))
             .optional(event.batch, |row, mark| row.integer(mark.index))
+            .small(event.partition.number().into())
             .small(i16::try_from(event.schema_version).expect("schema versions are small"))
             .bytes(&[state.locked.into()])
             .text(event.event_type.name())
@@ -93,8 +94,7 @@ impl Rows {
             .text(&event.actor)
             .optional(event.description.as_deref(), Self::text)
             .optional(event.metadata.as_deref(), Self::text)
-            .bytes(&event.hash.0)
-            .number(stored(state.available()));
+            .bytes(&event.hash.0);
     }
 
     /// A `smallint`.

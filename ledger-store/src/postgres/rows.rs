@@ -16,14 +16,14 @@ pub(super) fn read(row: &PgRow) -> Result<Result<Event, DamagedRow>, StoreError>
         Ok(EventRow {
             partition,
             position,
-            previous_position: get(row, 2, "previous_position")?,
-            epoch: get(row, 3, "epoch")?,
-            version: get(row, 4, "version")?,
-            amount: get(row, 5, "amount")?,
-            released: get(row, 6, "released")?,
-            remaining: get(row, 7, "remaining")?,
-            balance: get(row, 8, "balance")?,
-            frozen: get(row, 9, "frozen")?,
+            previous_position: get(row, 1, "previous_position")?,
+            epoch: get(row, 2, "epoch")?,
+            version: get(row, 3, "version")?,
+            amount: get(row, 4, "amount")?,
+            released: get(row, 5, "released")?,
+            remaining: get(row, 6, "remaining")?,
+            balance: get(row, 7, "balance")?,
+            frozen: get(row, 8, "frozen")?,
             expires_at: get::<Option<DateTime<Utc>>>(row, 10, "expires_at")?
                 .map(|at| time("expires_at", at))
                 .transpose()?,
@@ -35,19 +35,19 @@ pub(super) fn read(row: &PgRow) -> Result<Result<Event, DamagedRow>, StoreError>
             batch_id: get(row, 16, "batch_id")?,
             batch_size: get::<Option<i32>>(row, 17, "batch_size")?.map(i64::from),
             batch_index: get::<Option<i32>>(row, 18, "batch_index")?.map(i64::from),
-            schema_version: get::<i16>(row, 19, "schema_version")?.into(),
-            locked: get(row, 20, "locked")?,
-            event_type: get(row, 21, "type")?,
-            user_id: get(row, 22, "user_id")?,
-            credit_type: get(row, 23, "credit_type")?,
-            business_code: get(row, 24, "business_code")?,
-            business_id: get(row, 25, "business_id")?,
-            request_id: get(row, 26, "request_id")?,
-            actor: get(row, 27, "actor")?,
-            description: get(row, 28, "description")?,
-            metadata: get(row, 29, "metadata")?,
-            hash: get(row, 30, "hash")?,
-            available: get(row, 31, "available")?,
+            schema_version: get::<i16>(row, 20, "schema_version")?.into(),
+            locked: get(row, 21, "locked")?,
+            event_type: get(row, 22, "type")?,
+            user_id: get(row, 23, "user_id")?,
+            credit_type: get(row, 24, "credit_type")?,
+            business_code: get(row, 25, "business_code")?,
+            business_id: get(row, 26, "business_id")?,
+            request_id: get(row, 27, "request_id")?,
+            actor: get(row, 28, "actor")?,
+            description: get(row, 29, "description")?,
+            metadata: get(row, 30, "metadata")?,
+            hash: get(row, 31, "hash")?,
+            available: get(row, 9, "available")?,
         })
     };
     Ok(fields()
@@ -56,8 +56,8 @@ pub(super) fn read(row: &PgRow) -> Result<Result<Event, DamagedRow>, StoreError>
 }
 
 fn place(row: &PgRow) -> Result<(Partition, Position), StoreError> {
-    let partition: i16 = row.try_get(0)?;
-    let position: i64 = row.try_get(1)?;
+    let partition: i16 = row.try_get(19)?;
+    let position: i64 = row.try_get(0)?;
     let partition = u8::try_from(partition).ok().and_then(Partition::new);
     match (partition, u64::try_from(position)) {
         (Some(partition), Ok(position)) => Ok((partition, Position(position))),

@@ -49,7 +49,7 @@ pub(crate) struct Reader {
 impl Postgres {
     /// A reader of these columns, in the place of [`COLUMNS`](crate::row::COLUMNS).
     pub(crate) fn reader(&self, columns: String) -> Reader {
-        let columns = columns.trim_start_matches("partition, ").to_owned();
+        let columns = columns.replace(", partition", "");
         Reader { pool: self.bulk.clone(), columns, texts: Texts::default() }
     }
 }
@@ -92,7 +92,7 @@ fn read(bytes: &[u8], partition: Partition, texts: &mut Texts) -> Result<Result<
         return Err(malformed());
     }
     let position = row.position().ok_or_else(malformed)?;
-    let fields = row.event(partition, position);
+    let fields = row.event(position, Some(partition));
     Ok(fields
         .map_err(|(column, reason)| DamagedRow { partition, position, column, reason })
         .and_then(|row| row.into_event_sharing(texts)))

@@ -23,14 +23,14 @@ pub(super) fn read(row: &SqliteRow) -> Result<Result<Event, DamagedRow>, StoreEr
         Ok(EventRow {
             partition,
             position,
-            previous_position: get(row, 2, "previous_position")?,
-            epoch: get(row, 3, "epoch")?,
-            version: get(row, 4, "version")?,
-            amount: get(row, 5, "amount")?,
-            released: get(row, 6, "released")?,
-            remaining: get(row, 7, "remaining")?,
-            balance: get(row, 8, "balance")?,
-            frozen: get(row, 9, "frozen")?,
+            previous_position: get(row, 1, "previous_position")?,
+            epoch: get(row, 2, "epoch")?,
+            version: get(row, 3, "version")?,
+            amount: get(row, 4, "amount")?,
+            released: get(row, 5, "released")?,
+            remaining: get(row, 6, "remaining")?,
+            balance: get(row, 7, "balance")?,
+            frozen: get(row, 8, "frozen")?,
             expires_at: get::<Option<&str>>(row, 10, "expires_at")?.map(|text| time("expires_at", text)).transpose()?,
             recorded_at: time("recorded_at", get(row, 11, "recorded_at")?)?,
             transaction_id: uuid("transaction_id", get(row, 12, "transaction_id")?)?,
@@ -40,19 +40,19 @@ pub(super) fn read(row: &SqliteRow) -> Result<Result<Event, DamagedRow>, StoreEr
             batch_id: get::<Option<&str>>(row, 16, "batch_id")?.map(|text| uuid("batch_id", text)).transpose()?,
             batch_size: get(row, 17, "batch_size")?,
             batch_index: get(row, 18, "batch_index")?,
-            schema_version: get(row, 19, "schema_version")?,
-            locked: boolean("locked", get(row, 20, "locked")?)?,
-            event_type: get(row, 21, "type")?,
-            user_id: get(row, 22, "user_id")?,
-            credit_type: get(row, 23, "credit_type")?,
-            business_code: get(row, 24, "business_code")?,
-            business_id: get(row, 25, "business_id")?,
-            request_id: get(row, 26, "request_id")?,
-            actor: get(row, 27, "actor")?,
-            description: get(row, 28, "description")?,
-            metadata: get(row, 29, "metadata")?,
-            hash: get(row, 30, "hash")?,
-            available: get(row, 31, "available")?,
+            schema_version: get(row, 20, "schema_version")?,
+            locked: boolean("locked", get(row, 21, "locked")?)?,
+            event_type: get(row, 22, "type")?,
+            user_id: get(row, 23, "user_id")?,
+            credit_type: get(row, 24, "credit_type")?,
+            business_code: get(row, 25, "business_code")?,
+            business_id: get(row, 26, "business_id")?,
+            request_id: get(row, 27, "request_id")?,
+            actor: get(row, 28, "actor")?,
+            description: get(row, 29, "description")?,
+            metadata: get(row, 30, "metadata")?,
+            hash: get(row, 31, "hash")?,
+            available: get(row, 9, "available")?,
         })
     };
     Ok(fields()
@@ -61,8 +61,8 @@ pub(super) fn read(row: &SqliteRow) -> Result<Result<Event, DamagedRow>, StoreEr
 }
 
 fn place(row: &SqliteRow) -> Result<(Partition, Position), StoreError> {
-    let partition: i64 = row.try_get(0)?;
-    let position: i64 = row.try_get(1)?;
+    let partition: i64 = row.try_get(19)?;
+    let position: i64 = row.try_get(0)?;
     let partition = u8::try_from(partition).ok().and_then(Partition::new);
     match (partition, u64::try_from(position)) {
         (Some(partition), Ok(position)) => Ok((partition, Position(position))),
@@ -123,7 +123,6 @@ pub(super) fn bind<'q>(query: Query<'q, Sqlite, SqliteArguments>, event: &Event)
         false => text(event.operation_id),
     };
     query
-        .bind(i64::from(event.partition.number()))
         .bind(stored(event.position.0))
         .bind(stored(event.previous_position.0))
         .bind(i64::from(event.epoch.0))
@@ -133,6 +132,7 @@ pub(super) fn bind<'q>(query: Query<'q, Sqlite, SqliteArguments>, event: &Event)
         .bind(event.remaining.map(stored))
         .bind(stored(event.after.balance))
         .bind(stored(event.after.frozen))
+        .bind(stored(event.after.available()))
         .bind(event.expires_at.map(|at| at.to_string()))
         .bind(event.recorded_at.to_string())
         .bind(transaction_id)
@@ -142,6 +142,7 @@ pub(super) fn bind<'q>(query: Query<'q, Sqlite, SqliteArguments>, event: &Event)
         .bind(event.batch.map(|mark| text(mark.id)))
         .bind(event.batch.map(|mark| i64::from(mark.size)))
         .bind(event.batch.map(|mark| i64::from(mark.index)))
+        .bind(i64::from(event.partition.number()))
         .bind(i64::from(event.schema_version))
         .bind(i64::from(event.after.locked))
         .bind(event.event_type.name())
@@ -154,7 +155,6 @@ pub(super) fn bind<'q>(query: Query<'q, Sqlite, SqliteArguments>, event: &Event)
         .bind(event.description.clone())
         .bind(event.metadata.clone())
         .bind(event.hash.0.to_vec())
-        .bind(stored(event.after.available()))
 }
 
 /// An id as the ledger writes it.

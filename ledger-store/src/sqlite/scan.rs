@@ -93,7 +93,7 @@ fn read(
     partition: Partition,
     texts: &mut Texts,
 ) -> Result<Result<Event, DamagedRow>, StoreError> {
-    let position: i64 = row.get(1).map_err(failed)?;
+    let position: i64 = row.get(0).map_err(failed)?;
     let position = u64::try_from(position)
         .map(Position)
         .map_err(|_| StoreError::Inconsistent(format!("events holds a row at position {position} of no partition")))?;
@@ -101,14 +101,14 @@ fn read(
         Ok(EventRow {
             partition,
             position,
-            previous_position: required(row, 2, "previous_position", number)?,
-            epoch: required(row, 3, "epoch", number)?,
-            version: required(row, 4, "version", number)?,
-            amount: optional(row, 5, "amount", number)?,
-            released: required(row, 6, "released", number)?,
-            remaining: optional(row, 7, "remaining", number)?,
-            balance: required(row, 8, "balance", number)?,
-            frozen: required(row, 9, "frozen", number)?,
+            previous_position: required(row, 1, "previous_position", number)?,
+            epoch: required(row, 2, "epoch", number)?,
+            version: required(row, 3, "version", number)?,
+            amount: optional(row, 4, "amount", number)?,
+            released: required(row, 5, "released", number)?,
+            remaining: optional(row, 6, "remaining", number)?,
+            balance: required(row, 7, "balance", number)?,
+            frozen: required(row, 8, "frozen", number)?,
             expires_at: optional(row, 10, "expires_at", text)?
                 .map(|text| rows::time("expires_at", text))
                 .transpose()?,
@@ -120,19 +120,19 @@ fn read(
             batch_id: optional(row, 16, "batch_id", uuid)?,
             batch_size: optional(row, 17, "batch_size", number)?,
             batch_index: optional(row, 18, "batch_index", number)?,
-            schema_version: required(row, 19, "schema_version", number)?,
-            locked: rows::boolean("locked", required(row, 20, "locked", number)?)?,
-            event_type: required(row, 21, "type", text)?,
-            user_id: required(row, 22, "user_id", text)?,
-            credit_type: required(row, 23, "credit_type", text)?,
-            business_code: required(row, 24, "business_code", text)?,
-            business_id: required(row, 25, "business_id", text)?,
-            request_id: required(row, 26, "request_id", text)?,
-            actor: required(row, 27, "actor", text)?,
-            description: optional(row, 28, "description", text)?,
-            metadata: optional(row, 29, "metadata", text)?,
-            hash: required(row, 30, "hash", blob)?,
-            available: required(row, 31, "available", number)?,
+            schema_version: required(row, 20, "schema_version", number)?,
+            locked: rows::boolean("locked", required(row, 21, "locked", number)?)?,
+            event_type: required(row, 22, "type", text)?,
+            user_id: required(row, 23, "user_id", text)?,
+            credit_type: required(row, 24, "credit_type", text)?,
+            business_code: required(row, 25, "business_code", text)?,
+            business_id: required(row, 26, "business_id", text)?,
+            request_id: required(row, 27, "request_id", text)?,
+            actor: required(row, 28, "actor", text)?,
+            description: optional(row, 29, "description", text)?,
+            metadata: optional(row, 30, "metadata", text)?,
+            hash: required(row, 31, "hash", blob)?,
+            available: required(row, 9, "available", number)?,
         }
         .into_event_sharing(texts))
     };

@@ -82,7 +82,7 @@ fn read(
             bytes.truncate(start);
             let mut copy = Copy(bytes);
             copy.columns(2);
-            let _ = copy.place(row);
+            let _ = copy.place(row, extent);
         }
         ends.push(bytes.len());
     }
@@ -94,9 +94,11 @@ pub(super) struct Copy<'b>(pub(super) &'b mut Vec<u8>);
 
 /// Those of [`COLUMNS`](crate::row::COLUMNS).
 const WHOLE: [As; 32] = [
-    Small, Number, Number, Number, Number, Number, Number, Number, Number, Number, Time, Time, Id, Id, Id, Id, Id,
-    Integer, Integer, Small, Boolean, Text, Text, Text, Text, Text, Text, Text, Text, Text, Bytes, Number,
+    Number, Number, Number, Number, Number, Number, Number, Number, Number, Number, Time, Time, Id, Id, Id, Id, Id,
+    Integer, Integer, Small, Small, Boolean, Text, Text, Text, Text, Text, Text, Text, Text, Text, Bytes,
 ];
+/// Which of them is the partition.
+const WHOLE_PARTITION: usize = 19;
 /// Those of [`COLUMNS_OF_A_FOLD`](crate::copied::COLUMNS_OF_A_FOLD).
 const FOLD: [As; 20] = [
     Small, Number, Number, Number, Number, Number, Number, Number, Number, Time, Id, Id, Boolean, Text, Text, Text,
@@ -116,9 +118,13 @@ impl Copy<'_> {
         columns.iter().enumerate().try_for_each(|(index, column)| self.column(row, index, *column))
     }
 
-    fn place(&mut self, row: &Row<'_>) -> Result<(), Damage> {
-        self.column(row, 0, Small)?;
-        self.column(row, 1, Number)
+    fn place(&mut self, row: &Row<'_>, extent: Extent) -> Result<(), Damage> {
+        let (partition, position) = match extent {
+            Extent::Whole => (WHOLE_PARTITION, 0),
+            Extent::Fold => (0, 1),
+        };
+        self.column(row, partition, Small)?;
+        self.column(row, position, Number)
     }
 
     pub(super) fn column(&mut self, row: &Row<'_>, index: usize, form: As) -> Result<(), Damage> {

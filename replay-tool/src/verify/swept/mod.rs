@@ -4,6 +4,7 @@
 
 mod beside;
 mod check;
+mod deductions;
 mod held;
 mod replay;
 mod tables;
@@ -37,7 +38,7 @@ use replay::{Doubt, Foreseen, Replay};
 /// What the partitions of one pass may have in memory. When they have more, half of them are put off to another pass.
 const BYTES_MAX: usize = 236 << 20;
 /// Readers besides one for each core: while one waits for its turn or for the database, the others work.
-const READERS_BESIDES: usize = 1;
+const READERS_BESIDES: usize = 2;
 
 /// Rows whose accounts are looked for at once.
 const AHEAD: usize = 32;

@@ -15,7 +15,8 @@ use ledger_store::{
 use super::{
     beside::{FreezesDigest, IndexSums, Waiting},
     check::{Checked, Checker, link},
-    tables::{AccountNumber, Accounts, Deductions, Freezes, Frozen, Segments},
+    deductions::Deductions,
+    tables::{AccountNumber, Accounts, Freezes, Frozen, Segments},
 };
 use crate::verify::{
     batches::Sums,

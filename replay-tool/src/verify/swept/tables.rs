@@ -1,14 +1,15 @@
-//! Accounts, freezes and deductions of a partition in few bytes: all partitions are replayed at once, and a million
+//! Accounts and freezes of a partition in few bytes: all partitions are replayed at once, and a million
 //! accounts and some million deductions are to be in memory at the same time.
 
-use std::sync::Arc;
+use std::{array, sync::Arc};
 
+use foldhash::HashMap;
 use ledger_core::{
     Account, AccountId, AccountState, BusinessKey, Epoch, Freeze, Partition, Position, Timestamp, TransactionId,
 };
 
 /// Rows of one segment.
-const SEGMENT: usize = 1 << 10;
+pub(super) const SEGMENT: usize = 1 << 10;
 
 /// Rows that are only added: a vector that doubles would be half empty in the end, and twice in memory while it grows.
 #[derive(Debug)]
@@ -70,8 +71,8 @@ impl<T> Segments<T> {
 struct Texts(Vec<u8>);
 
 impl Texts {
-    /// Adds two texts, and tells where they are; nothing when they are longer than texts are, or too many.
-    fn add(&mut self, texts: [&str; 2]) -> Option<u32> {
+    /// Adds some texts, and tells where they are; nothing when they are longer than texts are, or too many.
+    fn add<const COUNT: usize>(&mut self, texts: [&str; COUNT]) -> Option<u32> {
         let at = u32::try_from(self.0.len()).ok()?;
         for text in texts {
             self.0.extend_from_slice(&u16::try_from(text.len()).ok()?.to_ne_bytes());
@@ -80,9 +81,9 @@ impl Texts {
         Some(at)
     }
 
-    fn get(&self, at: u32) -> [&[u8]; 2] {
+    fn get<const COUNT: usize>(&self, at: u32) -> [&[u8]; COUNT] {
         let mut rest = &self.0[at as usize..];
-        std::array::from_fn(|_| {
+        array::from_fn(|_| {
             let (length, after) = rest.split_first_chunk().expect("a text begins with its length");
             let (text, after) = after.split_at(usize::from(u16::from_ne_bytes(*length)));
             rest = after;
@@ -90,8 +91,32 @@ impl Texts {
         })
     }
 
-    fn texts(&self, at: u32) -> [&str; 2] {
+    fn texts<const COUNT: usize>(&self, at: u32) -> [&str; COUNT] {
         self.get(at).map(|text| std::str::from_utf8(text).expect("only texts are kept"))
+    }
+}
+
+/// Texts of which there are few different ones, each kept once.
+#[derive(Debug, Default)]
+struct Names {
+    numbers: HashMap<Box<str>, u16>,
+    names: Vec<Box<str>>,
+}
+
+impl Names {
+    /// The number of a text; nothing when there are too many.
+    fn number(&mut self, name: &str) -> Option<u16> {
+        if let Some(number) = self.numbers.get(name) {
+            return Some(*number);
+        }
+        let number = u16::try_from(self.names.len()).ok()?;
+        self.numbers.insert(name.into(), number);
+        self.names.push(name.into());
+        Some(number)
+    }
+
+    fn name(&self, number: u16) -> &str {
+        &self.names[usize::from(number)]
     }
 }
 
@@ -105,7 +130,8 @@ struct AccountRow {
     version: u64,
     position: Position,
     updated_at: Timestamp,
-    texts: u32,
+    user_id: u32,
+    credit_type: u16,
     locked: bool,
 }
 
@@ -120,7 +146,8 @@ pub(super) struct Accounts {
     rows: Segments<AccountRow>,
     /// Open addressing: a number + 1, or 0. A power of two long, and at most three quarters full.
     slots: Vec<u32>,
-    texts: Texts,
+    user_ids: Texts,
+    credit_types: Names,
 }
 
 impl Accounts {
@@ -129,7 +156,7 @@ impl Accounts {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        self.rows.bytes() + self.slots.len() * size_of::<u32>() + self.texts.0.capacity()
+        self.rows.bytes() + self.slots.len() * size_of::<u32>() + self.user_ids.0.capacity()
     }
 
     /// Where the search for an id begins: the id is a hash already.
@@ -173,9 +200,9 @@ impl Accounts {
     ) -> Option<AccountNumber> {
         let number =
             AccountNumber::try_from(self.rows.len()).ok().filter(|number| (*number as usize) < ACCOUNTS_MAX)?;
-        let texts = self.texts.add([user_id, credit_type])?;
+        let (user_id, credit_type) = (self.user_ids.add([user_id])?, self.credit_types.number(credit_type)?);
         let AccountState { balance, frozen, locked, version } = *state;
-        self.rows.push(AccountRow { id, balance, frozen, version, position, updated_at, texts, locked });
+        self.rows.push(AccountRow { id, balance, frozen, version, position, updated_at, user_id, credit_type, locked });
         if self.rows.len() * 4 > self.slots.len() * 3 {
             self.slots = vec![0; (self.slots.len() * 2).max(16)];
             (0..=number).for_each(|number| self.put(number));
@@ -200,7 +227,8 @@ impl Accounts {
     }
 
     pub(super) fn is_called(&self, number: AccountNumber, user_id: &str, credit_type: &str) -> bool {
-        self.texts.get(self.rows.get(number as usize).texts) == [user_id.as_bytes(), credit_type.as_bytes()]
+        let row = self.rows.get(number as usize);
+        self.user_ids.get(row.user_id) == [user_id.as_bytes()] && self.credit_types.name(row.credit_type) == credit_type
     }
 
     pub(super) fn set(
@@ -226,15 +254,15 @@ impl Accounts {
         let mut rows: Vec<_> = self.rows.iter().collect();
         rows.sort_unstable_by_key(|row| row.id);
         for row in rows {
-            let [user_id, credit_type] = self.texts.texts(row.texts);
+            let ([user_id], credit_type) = (self.user_ids.texts(row.user_id), self.credit_types.name(row.credit_type));
             each((row.id, user_id, credit_type), &state_of(row), row.position, row.updated_at);
         }
     }
 
     fn account(&self, number: AccountNumber) -> Account {
         let row = self.rows.get(number as usize);
-        let [user_id, credit_type] = self.texts.texts(row.texts).map(Arc::from);
-        Account::stored(row.id, user_id, credit_type)
+        let ([user_id], credit_type) = (self.user_ids.texts(row.user_id), self.credit_types.name(row.credit_type));
+        Account::stored(row.id, user_id.into(), credit_type.into())
     }
 }
 
@@ -244,75 +272,25 @@ fn state_of(row: &AccountRow) -> AccountState {
 
 /// What tells the id of a freeze or a deduction from others of its place, and whose it is: 34 and 30 bits.
 #[derive(Debug, Clone, Copy)]
-struct Mark {
+pub(super) struct Mark {
     check: u32,
     account: u32,
 }
 
 impl Mark {
-    fn new(id: TransactionId, account: AccountNumber) -> Self {
+    pub(super) fn new(id: TransactionId, account: AccountNumber) -> Self {
         let bits = id.check_bits();
         let check = u32::try_from(bits & u64::from(u32::MAX)).unwrap_or(0);
         Self { check, account: account | u32::try_from(bits >> 32).unwrap_or(0) << 30 }
     }
 
-    const fn account(self) -> AccountNumber {
+    pub(super) const fn account(self) -> AccountNumber {
         self.account & ((1 << 30) - 1)
     }
 
-    fn is_of(self, id: TransactionId) -> bool {
+    pub(super) fn is_of(self, id: TransactionId) -> bool {
         u64::from(self.account >> 30) << 32 | u64::from(self.check) == id.check_bits()
     }
-}
-
-/// What is left of an original, in two halves: a row need not be aligned to eight bytes then.
-#[derive(Debug)]
-struct DeductionRow {
-    position: u32,
-    mark: Mark,
-    refundable: [u32; 2],
-}
-
-/// The deductions of a partition, by position. In which epoch each was made, the caller knows.
-#[derive(Debug, Default)]
-pub(super) struct Deductions(Segments<DeductionRow>);
-
-impl Deductions {
-    pub(super) fn bytes(&self) -> usize {
-        self.0.bytes()
-    }
-
-    pub(super) fn add(&mut self, position: u32, id: TransactionId, account: AccountNumber, units: u64) {
-        self.0.push(DeductionRow { position, mark: Mark::new(id, account), refundable: halves(units) });
-    }
-
-    /// Takes a refund from the deduction with this id at this position; none when there is no such one of the account, or it
-    /// does not bear it. Tells what is left.
-    pub(super) fn refund(
-        &mut self,
-        position: u32,
-        id: TransactionId,
-        account: AccountNumber,
-        units: u64,
-    ) -> Option<u64> {
-        let index = self.0.find(position, |row| row.position)?;
-        let row = self.0.get_mut(index);
-        if !row.mark.is_of(id) || row.mark.account() != account {
-            return None;
-        }
-        let left = whole(row.refundable).checked_sub(units)?;
-        row.refundable = halves(left);
-        Some(left)
-    }
-}
-
-fn halves(units: u64) -> [u32; 2] {
-    let half = |bits: u64| u32::try_from(bits & u64::from(u32::MAX)).unwrap_or(0);
-    [half(units >> 32), half(units)]
-}
-
-fn whole([high, low]: [u32; 2]) -> u64 {
-    u64::from(high) << 32 | u64::from(low)
 }
 
 /// `released` is what is neither remaining nor captured.
@@ -431,11 +409,6 @@ mod tests {
         (account.id(), account.partition())
     }
 
-    fn transaction(position: u64, check: u64) -> TransactionId {
-        let partition = Partition::new(5).expect("below 64");
-        TransactionId::of_check_bits(partition, Epoch(3), Position(position), check)
-    }
-
     fn at(micros: i64) -> Timestamp {
         Timestamp::from_micros(micros).expect("a time")
     }
@@ -472,27 +445,6 @@ mod tests {
             seen += 1;
         });
         assert_eq!(seen, 5_000);
-    }
-
-    #[test]
-    fn a_deduction_bears_what_it_took_and_only_for_its_account_and_id() {
-        let mut deductions = Deductions::default();
-        let large = (1 << 53) - 1;
-        for position in 1..3_000 {
-            deductions.add(position * 2, transaction(u64::from(position), u64::from(position) << 4), position, large);
-        }
-        let (position, account) = (2_500 * 2, 2_500);
-        let own = transaction(2_500, 2_500 << 4);
-        assert_eq!(deductions.refund(position, own, account, 1), Some(large - 1));
-        assert_eq!(deductions.refund(position, own, account, large), None, "more than is left");
-        assert_eq!(deductions.refund(position, own, account + 1, 1), None, "of another account");
-        assert_eq!(deductions.refund(position + 1, own, account, 1), None, "there is none");
-        for bit in [0, 31, 32, 33] {
-            let other = transaction(2_500, (2_500 << 4) ^ 1 << bit);
-            assert_eq!(deductions.refund(position, other, account, 1), None, "bit {bit} of the id differs");
-        }
-        assert_eq!(deductions.refund(position, own, account, large - 1), Some(0));
-        assert_eq!(deductions.refund(position, own, account, 1), None);
     }
 
     #[test]
