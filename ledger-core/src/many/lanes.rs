@@ -5,11 +5,13 @@
 
 use std::array;
 
+use fearless_simd::{Level, Simd, dispatch};
+
 use super::{BLOCK, CHUNK_END, CHUNK_START, KEY, Last, ROOT};
 use crate::log::Hash;
 
-/// Messages side by side.
-const LANES: usize = 16;
+/// Messages side by side: more gain nothing.
+const LANES: usize = 8;
 /// A word of each message.
 type Words = [u32; LANES];
 
@@ -27,42 +29,36 @@ const SCHEDULE: [[usize; WORDS]; 7] = [
 
 /// Makes hashes of states, each by the message's last block; where there is none the hash is left as it is.
 pub(super) fn end<'m>(lasts: impl Iterator<Item = Option<Last<'m>>>, hashes: &mut [Hash]) {
-    pulp::Arch::new().dispatch(End { lasts, hashes });
+    dispatch!(Level::new(), simd => simd.vectorize(
+        #[inline(always)]
+        || end_all(lasts, hashes),
+    ));
 }
 
-struct End<'h, I> {
-    lasts: I,
-    hashes: &'h mut [Hash],
-}
-
-impl<'m, I: Iterator<Item = Option<Last<'m>>>> pulp::NullaryFnOnce for End<'_, I> {
-    type Output = ();
-
-    // What is not inlined here is not compiled for the processor's own registers.
-    #[inline(always)]
-    fn call(mut self) {
-        for hashes in self.hashes.chunks_mut(LANES) {
-            let (mut state, mut block) = ([[0; LANES]; 8], [[0; LANES]; WORDS]);
-            let (mut lengths, mut flags, mut is_ended) = ([0; LANES], [0; LANES], [false; LANES]);
-            for (lane, (hash, last)) in hashes.iter().zip(&mut self.lasts).enumerate() {
-                let Some(Last { is_first, bytes }) = last else { continue };
-                let mut padded = [0; BLOCK];
-                padded[..bytes.len()].copy_from_slice(bytes);
-                for (words, word) in block.iter_mut().zip(padded.as_chunks().0) {
-                    words[lane] = u32::from_le_bytes(*word);
-                }
-                for ((words, word), first) in state.iter_mut().zip(hash.0.as_chunks().0).zip(KEY) {
-                    words[lane] = if is_first { first } else { u32::from_le_bytes(*word) };
-                }
-                lengths[lane] = u32::try_from(bytes.len()).unwrap_or(0);
-                flags[lane] = u32::from(CHUNK_END | ROOT | if is_first { CHUNK_START } else { 0 });
-                is_ended[lane] = true;
+// What is not inlined here is not compiled for the processor's own registers.
+#[inline(always)]
+fn end_all<'m>(mut lasts: impl Iterator<Item = Option<Last<'m>>>, hashes: &mut [Hash]) {
+    for hashes in hashes.chunks_mut(LANES) {
+        let (mut state, mut block) = ([[0; LANES]; 8], [[0; LANES]; WORDS]);
+        let (mut lengths, mut flags, mut is_ended) = ([0; LANES], [0; LANES], [false; LANES]);
+        for (lane, (hash, last)) in hashes.iter().zip(&mut lasts).enumerate() {
+            let Some(Last { is_first, bytes }) = last else { continue };
+            let mut padded = [0; BLOCK];
+            padded[..bytes.len()].copy_from_slice(bytes);
+            for (words, word) in block.iter_mut().zip(padded.as_chunks().0) {
+                words[lane] = u32::from_le_bytes(*word);
             }
-            let ended = compress(&state, &block, lengths, flags);
-            for (lane, hash) in hashes.iter_mut().enumerate().filter(|(lane, _)| is_ended[*lane]) {
-                for (bytes, words) in hash.0.as_chunks_mut().0.iter_mut().zip(ended) {
-                    *bytes = words[lane].to_le_bytes();
-                }
+            for ((words, word), first) in state.iter_mut().zip(hash.0.as_chunks().0).zip(KEY) {
+                words[lane] = if is_first { first } else { u32::from_le_bytes(*word) };
+            }
+            lengths[lane] = u32::try_from(bytes.len()).unwrap_or(0);
+            flags[lane] = u32::from(CHUNK_END | ROOT | if is_first { CHUNK_START } else { 0 });
+            is_ended[lane] = true;
+        }
+        let ended = compress(&state, &block, lengths, flags);
+        for (lane, hash) in hashes.iter_mut().enumerate().filter(|(lane, _)| is_ended[*lane]) {
+            for (bytes, words) in hash.0.as_chunks_mut().0.iter_mut().zip(ended) {
+                *bytes = words[lane].to_le_bytes();
             }
         }
     }
