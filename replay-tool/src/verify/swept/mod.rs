@@ -35,8 +35,9 @@ use check::{Checked, Checker};
 use held::{AllHeld, Held};
 use replay::{Doubt, Foreseen, Replay};
 
-/// What the partitions of one pass may have in memory. When they have more, half of them are put off to another pass.
-const BYTES_MAX: usize = 236 << 20;
+/// What the partitions of one pass may have in memory, besides the tool itself, which has some 90 MiB. When they have more,
+/// half of them are put off to another pass.
+const BYTES_MAX: usize = 208 << 20;
 /// Readers besides one for each core: while one waits for its turn or for the database, the others work.
 const READERS_BESIDES: usize = 2;
 
