@@ -72,7 +72,7 @@ impl Sqlite {
     ) -> Result<T, StoreError> {
         let file: Arc<str> = self.file.clone();
         let task = tokio::task::spawn_blocking(move || {
-            let mut connection = scan::open(&file).map_err(scan::failed)?;
+            let mut connection = scan::open(&file, scan::SMALL_CACHE_KIB).map_err(scan::failed)?;
             read(&mut connection).map_err(scan::failed)
         });
         task.await.unwrap_or_else(|_| Err(StoreError::Inconsistent("reading the indexes ended early".to_owned())))

@@ -12,9 +12,11 @@ use crate::{
     scan::Rows,
 };
 
-/// What the connection keeps of the file in memory, in KiB, as SQLite writes it: negative. Enough for the inner pages of a
+/// What the connection keeps of the file in memory. Enough for the inner pages of a
 /// large table and its index; of the others, each is visited once for each partition.
-const CACHE: i64 = -16_384;
+const CACHE_KIB: i64 = 16_384;
+/// For who reads rows one after another as they lie, and comes to no page twice but for those above them.
+pub(super) const SMALL_CACHE_KIB: i64 = 1_024;
 
 /// Reads page after page.
 #[derive(Debug)]
@@ -44,7 +46,7 @@ impl Reader {
     ) -> Result<Rows, StoreError> {
         let connection = match self.connection.take() {
             Some(connection) => connection,
-            None => open(&self.file).map_err(failed)?,
+            None => open(&self.file, CACHE_KIB).map_err(failed)?,
         };
         let page = self.read(&connection, partition, after, to, limit);
         self.connection = Some(connection);
@@ -74,12 +76,13 @@ impl Reader {
     }
 }
 
-pub(super) fn open(file: &str) -> rusqlite::Result<Connection> {
+pub(super) fn open(file: &str, cache_kib: i64) -> rusqlite::Result<Connection> {
     let connection =
         Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.pragma_update(None, "query_only", true)?;
-    connection.pragma_update(None, "cache_size", CACHE)?;
+    // Negative, as SQLite tells KiB from pages.
+    connection.pragma_update(None, "cache_size", -cache_kib)?;
     Ok(connection)
 }
 

@@ -7,7 +7,7 @@ use rusqlite::{Connection, Row, types::ValueRef};
 
 use super::{
     Sqlite, rows,
-    scan::{failed, open},
+    scan::{SMALL_CACHE_KIB, failed, open},
 };
 use crate::{
     StoreError,
@@ -21,9 +21,6 @@ use crate::{
 
 /// Row numbers of one chunk: some milliseconds of reading.
 const ROWS: u64 = 4_096;
-/// What each reader keeps of the file in memory, in KiB, as SQLite writes it: a sweep comes to no page twice but for those
-/// above the rows.
-const CACHE: i64 = -1_024;
 
 /// Reads chunk after chunk by one connection.
 #[derive(Debug)]
@@ -52,14 +49,7 @@ impl Sweeper {
         let (file, connection, extent) = (self.file.clone(), self.connection.take(), self.extent);
         let (mut bytes, mut ends) = (std::mem::take(&mut chunk.bytes), std::mem::take(&mut chunk.ends));
         let task = tokio::task::spawn_blocking(move || {
-            let connection = match connection {
-                Some(connection) => connection,
-                None => {
-                    let connection = open(&file)?;
-                    connection.pragma_update(None, "cache_size", CACHE)?;
-                    connection
-                }
-            };
+            let connection = connection.map_or_else(|| open(&file, SMALL_CACHE_KIB), Ok)?;
             read(&connection, extent, number, &mut bytes, &mut ends)?;
             Ok::<_, rusqlite::Error>((connection, bytes, ends))
         });
