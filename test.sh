@@ -35,6 +35,17 @@ if [ ${#packages[@]} -gt 0 ]; then
 fi
 export PATH="$PATH:/usr/sbin"
 
+# The last clusters that tests shared end with their processes; their folders are left, and nobody after them removes them.
+remove_clusters() {
+    local owner
+    for owner in /tmp/ledger-pg*/owner; do
+        if [ -e "$owner" ] && [ ! -d "/proc/$(cat "$owner")" ]; then
+            rm -rf "$(dirname "$owner")"
+        fi
+    done
+}
+trap remove_clusters EXIT
+
 # The tests across crates start these programs.
 cargo build --package api --package projector --package replay-tool --package examples
 if command -v cargo-nextest >/dev/null; then
