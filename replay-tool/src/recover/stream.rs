@@ -60,9 +60,12 @@ pub(super) async fn read(
         .name("replay-tool recover")
         .connect(url)
         .await
-        .map_err(|error| {
-            let failure = gone(format!("NATS cannot be reached: {error}"));
-            if error.kind() == ConnectErrorKind::TimedOut { failure.or_passing() } else { failure }
+        .map_err(|error| match error.kind() {
+            ConnectErrorKind::ServerParse => {
+                Failure::new(format!("--nats-url is no address of a NATS server ({error}); write nats://HOST:PORT"))
+            }
+            ConnectErrorKind::TimedOut => gone(format!("NATS cannot be reached: {error}")).or_passing(),
+            _ => gone(format!("NATS cannot be reached: {error}")),
         })?;
     let stream = jetstream::new(client).get_stream(STREAM).await.map_err(|error| {
         let failure = gone(format!("the stream {STREAM} cannot be opened: {error}"));
