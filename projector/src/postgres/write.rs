@@ -1,0 +1,264 @@
+//! The read models on PostgreSQL: what is written.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use foldhash::HashMap;
+use ledger_core::{AccountId, Balance, Freeze};
+use ledger_store::StoreError;
+use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres as Driver, postgres::PgArguments, query::Query};
+use tokio::time::sleep;
+
+use crate::{
+    checkpoint::{ReadModel, Step},
+    fold::Changes,
+    row::{BALANCE_COLUMNS, FREEZE_COLUMNS, stored},
+};
+
+/// Rows of one statement.
+const ROWS: usize = 10_000;
+/// A round of so many rows or fewer is written some at a time with pauses between them: the commands' tasks and sessions
+/// want the cores, too, and would wait for the whole of it. A larger one is a backlog, which ought to end.
+const CALM_ROWS: usize = 2_500;
+/// Rows of one statement of such a round: a millisecond's work.
+const CALM_STATEMENT_ROWS: usize = 96;
+/// The pause after each of them. Timers tick in milliseconds.
+const CALM_PAUSE: Duration = Duration::from_millis(1);
+
+/// Writes a round: rows and checkpoints in one transaction. False when a checkpoint is not where the round began.
+pub(crate) async fn commit(pool: &PgPool, changes: &Changes) -> Result<bool, StoreError> {
+    let mut transaction = pool.begin().await?;
+    // A read model can be made again from the log: its commits need not wait for the disk, only keep their order.
+    sqlx::query("set local synchronous_commit = off").execute(&mut *transaction).await?;
+    if !take_steps(&mut transaction, &changes.steps).await? {
+        transaction.rollback().await?;
+        return Ok(false);
+    }
+    let mut balances: Vec<_> = changes.balances.iter().collect();
+    balances.sort_unstable_by_key(|balance| balance.account.id());
+    let (opened, there): (Vec<_>, Vec<_>) =
+        balances.into_iter().partition(|balance| changes.opened.contains(&balance.account.id()));
+    let freezes = in_order(&changes.freezes);
+    let is_calm = there.len() + opened.len() + freezes.len() <= CALM_ROWS;
+    let rows = if is_calm { CALM_STATEMENT_ROWS } else { ROWS };
+    for rows in there.chunks(rows) {
+        if !update_balances(&mut transaction, rows, changes.believed.as_ref()).await? {
+            transaction.rollback().await?;
+            return Ok(false);
+        }
+        pause(is_calm).await;
+    }
+    for rows in opened.chunks(rows) {
+        if changes.believed.is_none() {
+            write_balances(&mut transaction, "balances", rows).await?;
+        } else if !open_balances(&mut transaction, rows).await? {
+            transaction.rollback().await?;
+            return Ok(false);
+        }
+        pause(is_calm).await;
+    }
+    for rows in freezes.chunks(rows) {
+        write_freezes(&mut transaction, "freezes", rows).await?;
+        pause(is_calm).await;
+    }
+    transaction.commit().await?;
+    Ok(true)
+}
+
+async fn pause(is_calm: bool) {
+    if is_calm {
+        sleep(CALM_PAUSE).await;
+    }
+}
+
+/// Moves each checkpoint by compare-and-set, one read model after the other and each in ascending order of partitions.
+pub(crate) async fn take_steps(connection: &mut PgConnection, steps: &[Step]) -> Result<bool, StoreError> {
+    for model in ReadModel::ALL {
+        let mut steps: Vec<_> = steps.iter().filter(|step| step.model == model).collect();
+        steps.sort_unstable_by_key(|step| step.partition);
+        let partitions: Vec<_> = steps.iter().map(|step| i16::from(step.partition.number())).collect();
+        // Locked in order first: the update alone would lock in any order, and two projectors could block each other.
+        sqlx::query(
+            "select 1 from projection_checkpoints where projection = $1 and partition = any($2) \
+             order by partition for update",
+        )
+        .bind(model.name())
+        .bind(&partitions)
+        .execute(&mut *connection)
+        .await?;
+        let moved = sqlx::query(
+            "update projection_checkpoints c set epoch = s.to_epoch, position = s.to_position, hash = s.to_hash \
+             from unnest($2::smallint[], $3::bigint[], $4::bigint[], $5::bytea[], $6::bigint[], $7::bigint[], $8::bytea[]) \
+             as s (partition, epoch, position, hash, to_epoch, to_position, to_hash) \
+             where c.projection = $1 and c.partition = s.partition and c.epoch = s.epoch \
+             and c.position = s.position and c.hash = s.hash",
+        )
+        .bind(model.name())
+        .bind(&partitions)
+        .bind(steps.iter().map(|step| i64::from(step.from.epoch.0)).collect::<Vec<_>>())
+        .bind(steps.iter().map(|step| stored(step.from.position.0)).collect::<Vec<_>>())
+        .bind(steps.iter().map(|step| step.from.hash.0.to_vec()).collect::<Vec<_>>())
+        .bind(steps.iter().map(|step| i64::from(step.to.epoch.0)).collect::<Vec<_>>())
+        .bind(steps.iter().map(|step| stored(step.to.position.0)).collect::<Vec<_>>())
+        .bind(steps.iter().map(|step| step.to.hash.0.to_vec()).collect::<Vec<_>>())
+        .execute(&mut *connection)
+        .await?;
+        if moved.rows_affected() != steps.len() as u64 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Writes rows of `balances` that are there already, in the order of their ids: an insert that turns into an update costs
+/// half as much again. False when a row is not what was believed, or went away.
+async fn update_balances(
+    connection: &mut PgConnection,
+    balances: &[&Balance],
+    believed: Option<&HashMap<AccountId, Balance>>,
+) -> Result<bool, StoreError> {
+    // The lateral join keeps the look-up by primary key, in order, whatever the planner thinks of the table's size.
+    const UPDATE: &str = "update balances t set position = n.position, version = n.version, balance = n.balance, \
+             frozen = n.frozen, available = n.available, updated_at = n.updated_at, status = n.status \
+         from unnest($1::smallint[], $2::uuid[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], \
+             $7::bigint[], $8::timestamptz[], $9::text[]";
+    const NAMES: &str = "partition, account_id, position, version, balance, frozen, available, updated_at, status";
+    const THERE: &str = "cross join lateral (select ctid as place, * from balances \
+             where partition = n.partition and account_id = n.account_id offset 0) l \
+         where t.ctid = l.place";
+    let sql = if believed.is_some() {
+        format!(
+            "{UPDATE}, $10::bigint[], $11::bigint[], $12::bigint[], $13::bigint[], $14::text[], $15::text[], $16::text[]) \
+             as n ({NAMES}, old_position, old_version, old_balance, old_frozen, old_status, user_id, credit_type) {THERE} \
+             and (l.position, l.version, l.balance, l.frozen, l.available, l.status, l.user_id, l.credit_type) \
+             = (n.old_position, n.old_version, n.old_balance, n.old_frozen, n.old_balance - n.old_frozen, n.old_status, \
+                n.user_id, n.credit_type)"
+        )
+    } else {
+        format!("{UPDATE}) as n ({NAMES}) {THERE}")
+    };
+    for rows in balances.chunks(ROWS) {
+        let mut update = bind_numbers(sqlx::query(AssertSqlSafe(sql.clone())), rows);
+        if let Some(believed) = believed {
+            let Some(old) = rows.iter().map(|row| believed.get(&row.account.id())).collect::<Option<Vec<_>>>() else {
+                return Ok(false);
+            };
+            update = update
+                .bind(old.iter().map(|row| stored(row.position.0)).collect::<Vec<_>>())
+                .bind(old.iter().map(|row| stored(row.state.version)).collect::<Vec<_>>())
+                .bind(old.iter().map(|row| stored(row.state.balance)).collect::<Vec<_>>())
+                .bind(old.iter().map(|row| stored(row.state.frozen)).collect::<Vec<_>>())
+                .bind(old.iter().map(|row| row.status()).collect::<Vec<_>>())
+                .bind(rows.iter().map(|row| &**row.account.user_id()).collect::<Vec<&str>>())
+                .bind(rows.iter().map(|row| &**row.account.credit_type()).collect::<Vec<&str>>());
+        }
+        if update.execute(&mut *connection).await?.rows_affected() != rows.len() as u64 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+type Statement<'q> = Query<'q, Driver, PgArguments>;
+
+/// Binds the columns of [`BALANCE_COLUMNS`] but for the names, each as an array.
+fn bind_numbers<'q>(query: Statement<'q>, rows: &[&Balance]) -> Statement<'q> {
+    query
+        .bind(rows.iter().map(|row| i16::from(row.account.partition().number())).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.account.id().uuid()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| stored(row.position.0)).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| stored(row.state.version)).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| stored(row.state.balance)).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| stored(row.state.frozen)).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| stored(row.state.available())).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| DateTime::<Utc>::from(row.updated_at)).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.status()).collect::<Vec<_>>())
+}
+
+/// Inserts rows of `balances` for accounts that have none. False when one has.
+async fn open_balances(connection: &mut PgConnection, balances: &[&Balance]) -> Result<bool, StoreError> {
+    let inserted = insert_balances(connection, "balances", balances, "do nothing").await?;
+    Ok(inserted == balances.len() as u64)
+}
+
+/// Inserts or replaces rows of `table`, which is `balances` or the one that will take its place, in the order of their ids.
+pub(crate) async fn write_balances(
+    connection: &mut PgConnection,
+    table: &str,
+    balances: &[&Balance],
+) -> Result<(), StoreError> {
+    let replace = "do update set position = excluded.position, version = excluded.version, balance = excluded.balance, \
+         frozen = excluded.frozen, available = excluded.available, updated_at = excluded.updated_at, \
+         status = excluded.status";
+    insert_balances(connection, table, balances, replace).await?;
+    Ok(())
+}
+
+/// Inserts rows, and does as it is told where there is one; gives how many were written.
+async fn insert_balances(
+    connection: &mut PgConnection,
+    table: &str,
+    balances: &[&Balance],
+    on_conflict: &str,
+) -> Result<u64, StoreError> {
+    let sql = format!(
+        "insert into {table} as t ({BALANCE_COLUMNS}) \
+         select * from unnest($1::smallint[], $2::uuid[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], \
+             $7::bigint[], $8::timestamptz[], $9::text[], $10::text[], $11::text[]) \
+         on conflict (partition, account_id) {on_conflict}"
+    );
+    let mut written = 0;
+    for rows in balances.chunks(ROWS) {
+        let inserted = bind_numbers(sqlx::query(AssertSqlSafe(sql.clone())), rows)
+            .bind(rows.iter().map(|row| &**row.account.user_id()).collect::<Vec<&str>>())
+            .bind(rows.iter().map(|row| &**row.account.credit_type()).collect::<Vec<&str>>())
+            .execute(&mut *connection)
+            .await?;
+        written += inserted.rows_affected();
+    }
+    Ok(written)
+}
+
+/// Freezes in the order of their places.
+pub(crate) fn in_order(freezes: &[Freeze]) -> Vec<&Freeze> {
+    let mut freezes: Vec<_> = freezes.iter().collect();
+    freezes.sort_unstable_by_key(|freeze| (freeze.account.partition(), freeze.position));
+    freezes
+}
+
+/// Inserts or replaces rows of `table`, which is `freezes` or the one that will take its place, in the order of their places.
+pub(crate) async fn write_freezes(
+    connection: &mut PgConnection,
+    table: &str,
+    freezes: &[&Freeze],
+) -> Result<(), StoreError> {
+    let sql = format!(
+        "insert into {table} as t ({FREEZE_COLUMNS}) \
+         select * from unnest($1::smallint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], \
+             $7::timestamptz[], $8::timestamptz[], $9::uuid[], $10::uuid[], $11::text[], $12::text[], $13::text[], \
+             $14::text[], $15::text[]) \
+         on conflict (partition, position) do update set remaining = excluded.remaining, \
+             captured = excluded.captured, released = excluded.released, status = excluded.status"
+    );
+    for rows in freezes.chunks(ROWS) {
+        sqlx::query(AssertSqlSafe(sql.clone()))
+            .bind(rows.iter().map(|row| i16::from(row.account.partition().number())).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| stored(row.position.0)).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| stored(row.amount)).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| stored(row.remaining)).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| stored(row.captured)).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| stored(row.released)).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.expires_at.map(DateTime::<Utc>::from)).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| DateTime::<Utc>::from(row.created_at)).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.freeze_id.uuid()).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.account.id().uuid()).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| row.status()).collect::<Vec<_>>())
+            .bind(rows.iter().map(|row| &**row.account.user_id()).collect::<Vec<&str>>())
+            .bind(rows.iter().map(|row| &**row.account.credit_type()).collect::<Vec<&str>>())
+            .bind(rows.iter().map(|row| &**row.key.code()).collect::<Vec<&str>>())
+            .bind(rows.iter().map(|row| &**row.key.id()).collect::<Vec<&str>>())
+            .execute(&mut *connection)
+            .await?;
+    }
+    Ok(())
+}
