@@ -12,12 +12,17 @@ use std::{
 use ledger_core::{Event, Timestamp};
 use tokio::sync::watch;
 
-/// Events that wait for the follower; past that all of them are let go: some 35 MiB.
-const EVENTS_MAX: usize = 40_000;
+/// Events that wait for the follower; past that all of them are let go. It is what is enough, a commit that was under way
+/// then and the one that was decided meanwhile, each of at most 26,000 events: some 65 MiB.
+const EVENTS_MAX: usize = 72_000;
 
 /// While so many events wait, the writer begins no further commit, so that read models stay within a second of the log
-/// even when commands could be recorded faster than they can be projected.
-const EVENTS_ENOUGH: usize = 20_000;
+/// even when commands could be recorded faster than they can be projected. It is what the follower does in [`ROUND`], as
+/// its last rounds showed, within these bounds: smaller rounds would write the same rows too often.
+const ENOUGH_MIN: usize = 5_000;
+const ENOUGH_MAX: usize = 20_000;
+/// What a round may take: an event waits for the end of one and is in the next.
+const ROUND: Duration = Duration::from_millis(350);
 /// A follower that took nothing for so long is not waited for.
 const FOLLOWER_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -28,14 +33,22 @@ pub struct Feed {
     commits: watch::Receiver<u64>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Waiting {
     followed: bool,
+    /// How many events are one round's work.
+    enough: usize,
     /// When the follower took some last.
     taken: Option<Instant>,
     lost: bool,
     commits: VecDeque<Vec<Arc<Event>>>,
     events: usize,
+}
+
+impl Default for Waiting {
+    fn default() -> Self {
+        Self { followed: false, enough: ENOUGH_MAX, taken: None, lost: false, commits: VecDeque::new(), events: 0 }
+    }
 }
 
 /// What was taken from a feed.
@@ -55,7 +68,7 @@ impl Waiting {
     /// Whether the follower is at work and has as much before it as it should: then the writer had better wait. A follower
     /// that has stopped holds nobody up.
     pub(crate) fn is_full(&self) -> bool {
-        self.events >= EVENTS_ENOUGH && self.taken.is_some_and(|taken| taken.elapsed() < FOLLOWER_PATIENCE)
+        self.events >= self.enough && self.taken.is_some_and(|taken| taken.elapsed() < FOLLOWER_PATIENCE)
     }
 
     /// A commit is durable.
@@ -64,7 +77,7 @@ impl Waiting {
             return;
         }
         if self.events + events.len() > EVENTS_MAX {
-            *self = Self { followed: true, lost: true, taken: self.taken, ..Self::default() };
+            *self = Self { followed: true, enough: self.enough, lost: true, taken: self.taken, ..Self::default() };
             return;
         }
         self.events += events.len();
@@ -78,12 +91,12 @@ impl Feed {
         Self { waiting, commits }
     }
 
-    /// Takes whole commits until there are `enough` events or no more.
+    /// Takes whole commits until they are one round's work or there are no more.
     #[must_use]
-    pub fn take(&self, enough: usize) -> Taken {
+    pub fn take(&self) -> Taken {
         let mut waiting = lock(&self.waiting);
         let mut taken = Taken { lost: std::mem::take(&mut waiting.lost), ..Taken::default() };
-        while taken.events.len() < enough
+        while taken.events.len() < waiting.enough
             && let Some(commit) = waiting.commits.pop_front()
         {
             waiting.events -= commit.len();
@@ -102,13 +115,26 @@ impl Feed {
     /// Lets go of what waits: whoever follows reads the database now.
     pub fn clear(&self) {
         let mut waiting = lock(&self.waiting);
-        *waiting = Waiting { followed: true, ..Waiting::default() };
+        *waiting = Waiting { followed: true, enough: waiting.enough, ..Waiting::default() };
     }
 
-    /// How many events wait.
+    /// Tells how long a round took: what is enough for the next ones follows from it.
+    pub fn paced(&self, events: usize, took: Duration) {
+        if events < ENOUGH_MIN && took < ROUND {
+            // A small round is mostly what every round costs.
+            return;
+        }
+        let nanos = took.as_nanos().max(1);
+        let fitting = usize::try_from(events as u128 * ROUND.as_nanos() / nanos).unwrap_or(ENOUGH_MAX);
+        let mut waiting = lock(&self.waiting);
+        waiting.enough = usize::midpoint(waiting.enough, fitting.clamp(ENOUGH_MIN, ENOUGH_MAX));
+    }
+
+    /// Whether so much waits that a round had better begin at once.
     #[must_use]
-    pub fn waiting(&self) -> usize {
-        lock(&self.waiting).events
+    pub fn is_pressing(&self) -> bool {
+        let waiting = lock(&self.waiting);
+        waiting.events > waiting.enough / 5 * 3
     }
 
     /// Waits for the next commit of this process; false when there will be none.
@@ -119,4 +145,38 @@ impl Feed {
 
 pub(crate) fn lock(waiting: &Mutex<Waiting>) -> MutexGuard<'_, Waiting> {
     waiting.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn feed() -> Feed {
+        Feed::new(Arc::default(), watch::Sender::new(0).subscribe())
+    }
+
+    fn enough(feed: &Feed) -> usize {
+        lock(&feed.waiting).enough
+    }
+
+    #[test]
+    fn a_round_is_as_much_as_the_follower_does_in_a_third_of_a_second() {
+        let feed = feed();
+        assert_eq!(enough(&feed), ENOUGH_MAX);
+        // A tenth of a second for a few events says nothing about many.
+        feed.paced(100, Duration::from_millis(100));
+        assert_eq!(enough(&feed), ENOUGH_MAX);
+        for _ in 0..20 {
+            feed.paced(10_000, Duration::from_millis(500));
+        }
+        assert!((6_900..=7_100).contains(&enough(&feed)), "7,000 of 20,000/s: {}", enough(&feed));
+        for _ in 0..20 {
+            feed.paced(100, Duration::from_secs(30));
+        }
+        assert!((ENOUGH_MIN..ENOUGH_MIN + 10).contains(&enough(&feed)), "never fewer: {}", enough(&feed));
+        for _ in 0..20 {
+            feed.paced(20_000, Duration::from_millis(50));
+        }
+        assert!((ENOUGH_MAX - 10..=ENOUGH_MAX).contains(&enough(&feed)), "never more: {}", enough(&feed));
+    }
 }

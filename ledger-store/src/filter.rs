@@ -10,7 +10,7 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use fastbloom::AtomicBloomFilter;
@@ -36,8 +36,8 @@ const KEYS_MIN: u64 = 1 << 23;
 const KEYS_MAX: u64 = 1 << 27;
 /// How long it waits after a failed read.
 const RETRY: Duration = Duration::from_secs(2);
-/// Keys of one read when the filter is filled.
-const PAGE: usize = 20_000;
+/// Keys of one read when the filter is filled: a few milliseconds, because SQLite's log cannot begin anew meanwhile.
+const PAGE: usize = 8_192;
 
 #[derive(Debug)]
 pub(crate) struct KeyFilter {
@@ -81,6 +81,7 @@ impl KeyFilter {
     }
 
     async fn fill(&self, database: &Database) -> Result<(), StoreError> {
+        let began = Instant::now();
         let indexed = database.index_checkpoints().await?;
         for partition in Partition::all() {
             for run in 0..=key_run(indexed[partition.index()].position) {
@@ -88,6 +89,7 @@ impl KeyFilter {
             }
             self.ready.fetch_or(1 << partition.number(), Ordering::Release);
         }
+        tracing::debug!(took = ?began.elapsed(), "the filter of keys is filled");
         Ok(())
     }
 

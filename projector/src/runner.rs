@@ -29,17 +29,11 @@ mod round;
 
 /// How long a runner that nobody wakes waits before it looks for itself: polling is the truth, waking only makes it quick.
 const POLL: Duration = Duration::from_millis(250);
-/// Events of one round that are read from PostgreSQL.
-const ROUND_EVENTS_POSTGRES: usize = 8_000;
-/// On SQLite commands wait while a round is written: some milliseconds.
-const ROUND_EVENTS_SQLITE: usize = 1_000;
-/// Events of one round that come from the feed. The larger, the more of them fall on the same account, whose row is then
-/// written once for all of them.
-const ROUND_EVENTS_FEED: usize = 20_000;
-/// How long it rests after a round while no more than [`BACKLOG`] events wait and nobody is in a hurry: many small rounds
-/// would write the same pages again and again.
+/// Events of one round that are read from the database. From the feed more are taken, if more wait.
+const ROUND_EVENTS: usize = 8_000;
+/// How long it rests after a round while little waits and nobody is in a hurry: many small rounds would write the same
+/// pages again and again.
 const REST: Duration = Duration::from_millis(120);
-const BACKLOG: usize = 12_000;
 /// A partition that stopped at an inconsistency is tried again after this long: a rebuild mends it.
 const RETRY_HALTED: Duration = Duration::from_secs(2);
 /// The pause after a failure, doubled up to [`PAUSE_MAX`].
@@ -283,8 +277,7 @@ impl Rounds {
         let mut long_enough = false;
         // The backlog is looked at on the way: a burst must not wait.
         for _ in 0..8 {
-            let waiting = self.feed.as_ref().map_or(0, Feed::waiting);
-            if waiting > BACKLOG || long_enough {
+            if long_enough || self.feed.as_ref().is_some_and(Feed::is_pressing) {
                 return;
             }
             tokio::select! {

@@ -1,5 +1,7 @@
 //! The read models on SQLite.
 
+use std::time::{Duration, Instant};
+
 use foldhash::HashMap;
 use ledger_core::{AccountId, Balance, Freeze, Head, PARTITIONS, Partition, Position, Timestamp};
 use ledger_store::{
@@ -184,8 +186,13 @@ pub(crate) async fn heads(connection: &mut SqliteConnection) -> Result<[Head; PA
     row::heads("the log", rows)
 }
 
-/// Rows that are written in one turn. Commands wait for a turn: the fewer rows, the shorter.
+/// Rows that are written in one turn. Commands wait for a turn: the fewer rows, the shorter. While commits of commands
+/// are large there are as many more as fit into what one of those takes.
 const ROWS_OF_A_TURN: usize = 64;
+/// What a turn writes at least, about, in pages.
+const PAGES_OF_A_TURN: usize = 400;
+/// What a row takes, before a turn has shown it.
+const ROW_TAKES: Duration = Duration::from_micros(40);
 
 /// Whether rows of `balances` are as they are believed to be, and some accounts have none.
 ///
@@ -254,8 +261,11 @@ pub(crate) async fn commit(database: &Sqlite, mut changes: Changes) -> Result<bo
     changes.freezes.sort_unstable_by_key(|freeze| (freeze.account.partition(), freeze.position));
     changes.steps.sort_unstable_by_key(|step| step.partition);
     let (mut balances, mut freezes, mut steps) = (&*changes.balances, &*changes.freezes, &*changes.steps);
+    let mut row_takes = ROW_TAKES;
     while let Some(first) = steps.first() {
         // At least one partition, and more as long as the turn stays short.
+        let fitting = database.fair_share().as_nanos() / row_takes.as_nanos().max(1);
+        let rows_of_a_turn = usize::try_from(fitting).unwrap_or(usize::MAX).max(ROWS_OF_A_TURN);
         let mut last = first.partition;
         let upto = |last: Partition| {
             (
@@ -266,27 +276,31 @@ pub(crate) async fn commit(database: &Sqlite, mut changes: Changes) -> Result<bo
         };
         for step in steps {
             let (some, others, _) = upto(step.partition);
-            if some + others <= ROWS_OF_A_TURN {
+            if some + others <= rows_of_a_turn {
                 last = step.partition;
             }
         }
         let (some, others, these) = upto(last);
-        if !commit_some(database, &steps[..these], &balances[..some], &freezes[..others]).await? {
+        let Some(took) = commit_some(database, &steps[..these], &balances[..some], &freezes[..others]).await? else {
             return Ok(false);
+        };
+        if some + others >= ROWS_OF_A_TURN {
+            row_takes = took / u32::try_from(some + others).unwrap_or(u32::MAX);
         }
         (balances, freezes, steps) = (&balances[some..], &freezes[others..], &steps[these..]);
     }
     Ok(true)
 }
 
+/// Tells how long the turn lasted; none when another runner was faster.
 async fn commit_some(
     database: &Sqlite,
     steps: &[Step],
     balances: &[Balance],
     freezes: &[Freeze],
-) -> Result<bool, StoreError> {
-    let mut turn = database.relaxed_turn().await?;
-    let connection = turn.connection();
+) -> Result<Option<Duration>, StoreError> {
+    let mut turn = database.relaxed_turn_for(PAGES_OF_A_TURN.max(balances.len() + freezes.len())).await?;
+    let (connection, began) = (turn.connection(), Instant::now());
     begin(connection).await?;
     let written = async {
         if !take_steps(connection, steps).await? {
@@ -297,7 +311,7 @@ async fn commit_some(
         Ok::<_, StoreError>(true)
     }
     .await;
-    end(connection, written).await
+    Ok(end(connection, written).await?.then(|| began.elapsed()))
 }
 
 pub(crate) async fn begin(connection: &mut SqliteConnection) -> Result<(), StoreError> {

@@ -1,6 +1,9 @@
 //! The indexes behind the log on SQLite: look-ups, and the flush that writes them.
 
-use std::sync::{Arc, LazyLock};
+use std::{
+    sync::{Arc, LazyLock},
+    time::Instant,
+};
 
 use ledger_core::{AccountId, Head, PARTITIONS, Partition, Position};
 use sqlx::{AssertSqlSafe, Row, Sqlite as Driver, SqliteConnection, query::Query, sqlite::SqliteArguments};
@@ -14,8 +17,8 @@ use crate::{
     row::stored,
 };
 
-/// Rows of one turn of a flush: some milliseconds, because commands wait for the end of the turn.
-const FLUSH_ROWS: usize = ROWS_MAX;
+/// Rows of one statement of a flush: some milliseconds, because commands wait for the end of the turn.
+const FLUSH_ROWS: usize = 256;
 
 const CHECKPOINTS: &str = "select partition, epoch, position, hash from index_checkpoints order by partition";
 
@@ -74,7 +77,7 @@ impl Sqlite {
         .await
     }
 
-    /// The keys of a run after `after`.
+    /// The keys of a run after `after`, by a connection that lends each row: the driver for all else takes five times as long.
     pub(crate) async fn keys_after(
         &self,
         partition: Partition,
@@ -82,19 +85,21 @@ impl Sqlite {
         after: (i64, i64),
         limit: usize,
     ) -> Result<Vec<(u64, u64)>, StoreError> {
-        let keys: Vec<(i64, i64)> = sqlx::query_as(
-            "select business_hash, account_short from key_positions \
-             where partition = ? and run = ? and (business_hash, account_short) > (?, ?) \
-             order by business_hash, account_short limit ?",
-        )
-        .bind(i64::from(partition.number()))
-        .bind(i64::from(run))
-        .bind(after.0)
-        .bind(after.1)
-        .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-        .fetch_all(self.readers())
-        .await?;
-        Ok(keys.into_iter().map(|(a, b)| (a.cast_unsigned(), b.cast_unsigned())).collect())
+        let rows = i64::try_from(limit).unwrap_or(i64::MAX);
+        self.read(move |connection| {
+            let mut statement = connection.prepare(
+                "select business_hash, account_short from key_positions \
+                 where partition = ? and run = ? and (business_hash, account_short) > (?, ?) \
+                 order by business_hash, account_short limit ?",
+            )?;
+            let mut found = statement.query((partition.number(), run, after.0, after.1, rows))?;
+            let mut keys = Vec::with_capacity(limit);
+            while let Some(row) = found.next()? {
+                keys.push((row.get::<_, i64>(0)?.cast_unsigned(), row.get::<_, i64>(1)?.cast_unsigned()));
+            }
+            Ok(keys)
+        })
+        .await
     }
 
     /// The indexed events of every account under a business key's hash: where they are.
@@ -178,10 +183,17 @@ impl Sqlite {
         entries: &IndexEntries,
         to: &[Head; PARTITIONS],
     ) -> Result<(), StoreError> {
-        // Each a short turn: commands are committed between them.
-        for slice in slices(entries) {
-            let mut turn = self.relaxed_turn().await?;
-            slice.execute(turn.connection()).await?;
+        // Short turns: commands are committed between them.
+        let mut slices = slices(entries).peekable();
+        while slices.peek().is_some() {
+            let (share, mut turn, began) = (self.fair_share(), self.relaxed_turn().await?, Instant::now());
+            for slice in slices.by_ref() {
+                slice.execute(turn.connection()).await?;
+                self.written.add(FLUSH_ROWS);
+                if began.elapsed() >= share {
+                    break;
+                }
+            }
         }
         // Last, so that the checkpoint never speaks of rows that are not there.
         let mut turn = self.relaxed_turn().await?;

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
+    time::Instant,
 };
 
 use futures::TryStreamExt;
@@ -45,12 +46,16 @@ impl Sqlite {
             });
         }
         self.written.add(append.events.len().min(INSERT_ROWS_MAX) + append.events.len() / 8 + 2);
-        if append.events.len() <= INSERT_ROWS_MAX && append.compensations.is_empty() {
-            return append_at_once(connection, append).await;
-        }
-        begin(connection).await?;
-        let done = write(connection, append).await;
-        finish(connection, done).await
+        let began = Instant::now();
+        let done = if append.events.len() <= INSERT_ROWS_MAX && append.compensations.is_empty() {
+            append_at_once(connection, append).await
+        } else {
+            begin(connection).await?;
+            let done = write(connection, append).await;
+            finish(connection, done).await
+        };
+        self.committed_within(began.elapsed());
+        done
     }
 
     /// Begins a transaction and locks the heads, so that the next append cannot lose a race.

@@ -14,7 +14,14 @@ pub(crate) use log::LockedHeads;
 pub(crate) use scan::Reader;
 pub(crate) use sweep::Sweeper;
 
-use std::{str::FromStr, sync::Arc, time::Duration};
+use std::{
+    str::FromStr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use sqlx::{
     ConnectOptions, Connection, SqliteConnection, SqlitePool,
@@ -56,6 +63,8 @@ pub struct Sqlite {
     readers: SqlitePool,
     writer: Arc<Mutex<SqliteConnection>>,
     written: Arc<Written>,
+    /// What the last commits of events took, on average, in microseconds.
+    commits_take: Arc<AtomicU64>,
     options: Arc<SqliteConnectOptions>,
 }
 
@@ -102,6 +111,7 @@ impl Sqlite {
             readers,
             writer: Arc::new(Mutex::new(writer)),
             written: Arc::default(),
+            commits_take: Arc::default(),
             options: Arc::new(options),
         })
     }
@@ -125,13 +135,37 @@ impl Sqlite {
     ///
     /// When the connection is gone, or an earlier turn left a transaction open, which is rolled back then.
     pub async fn relaxed_turn(&self) -> Result<RelaxedTurn<'_>, StoreError> {
+        self.relaxed_turn_for(RELAXED_PAGES).await
+    }
+
+    /// The same, for one that writes about so many pages.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Sqlite::relaxed_turn`].
+    pub async fn relaxed_turn_for(&self, pages: usize) -> Result<RelaxedTurn<'_>, StoreError> {
         let mut writer = self.writer.lock().await;
         if let Err(error) = sqlx::query(RELAXED).execute(&mut *writer).await {
             let _ = sqlx::query("rollback").execute(&mut *writer).await;
             return Err(error.into());
         }
-        self.written.add(RELAXED_PAGES);
+        self.written.add(pages);
         Ok(RelaxedTurn(writer))
+    }
+
+    /// How long a relaxed turn may last so that it takes no more of the writer than a commit of events does: turns and commits
+    /// go by turns when both wait, so turns that are much shorter would never come to their end beside large commits.
+    #[must_use]
+    pub fn fair_share(&self) -> Duration {
+        Duration::from_micros(self.commits_take.load(Ordering::Relaxed))
+    }
+
+    /// Notes what a commit of events took.
+    fn committed_within(&self, took: Duration) {
+        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        let before = self.commits_take.load(Ordering::Relaxed);
+        // Only one commits at a time.
+        self.commits_take.store(before - before / 4 + took / 4, Ordering::Relaxed);
     }
 
     /// Waits for the turn to write durably. Whoever has it says so when it begins.

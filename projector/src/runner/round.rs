@@ -5,10 +5,7 @@ use std::{sync::Arc, time::Instant};
 use ledger_core::{AccountId, Event, Head, PARTITIONS, Partition, Position, rejection::Contradiction};
 use ledger_store::{Database, StoreError, feed::Taken};
 
-use super::{
-    Checkpoints, Found, News, POLL, RETRY_HALTED, ROUND_EVENTS_FEED, ROUND_EVENTS_POSTGRES, ROUND_EVENTS_SQLITE, Round,
-    Rounds,
-};
+use super::{Checkpoints, Found, News, POLL, RETRY_HALTED, ROUND_EVENTS, Round, Rounds};
 use crate::{
     checkpoint::ReadModel,
     fold::{self, Changes, Rows, Source},
@@ -21,7 +18,8 @@ impl Rounds {
     pub(super) async fn round(&mut self) -> Result<Round, StoreError> {
         let Some(checkpoints) = self.following.take() else { return self.round_from_log().await };
         let Some(feed) = &self.feed else { return self.round_from_log().await };
-        let taken = feed.take(ROUND_EVENTS_FEED);
+        let (feed, began) = (feed.clone(), Instant::now());
+        let taken = feed.take();
         let Some((news, next)) = continued(&checkpoints, &taken) else { return self.round_from_log().await };
         let behind = |heads: &[Position; PARTITIONS]| heads.iter().zip(&next).any(|(head, next)| head > next);
         if taken.waiting == 0 && self.seen.take().is_some_and(|heads| behind(&heads)) {
@@ -61,6 +59,7 @@ impl Rounds {
             // Another runner was quicker, or a row is not what the events build on: what is stored is read then.
             return Ok(Round::Done);
         }
+        feed.paced(taken.events.len(), began.elapsed());
         self.show_progress(next, after[&ReadModel::Balances].map(|head| head.position), taken.waiting_since);
         self.following = Some(after);
         Ok(Round::Done)
@@ -130,10 +129,7 @@ impl Rounds {
         heads: &[Head; PARTITIONS],
         checkpoints: &Checkpoints,
     ) -> Result<(News, Vec<Found>), StoreError> {
-        let mut room = match self.database {
-            Database::Postgres(_) => ROUND_EVENTS_POSTGRES,
-            Database::Sqlite(_) => ROUND_EVENTS_SQLITE,
-        };
+        let mut room = ROUND_EVENTS;
         let (mut news, mut damages) = (Vec::new(), Vec::new());
         for partition in Partition::all() {
             let paused = self.halted.get(&partition).is_some_and(|since| since.elapsed() < RETRY_HALTED);
