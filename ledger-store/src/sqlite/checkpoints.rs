@@ -117,3 +117,40 @@ async fn checkpoint(connection: &mut SqliteConnection, kind: &str) -> Result<(bo
     let number = |pages| u64::try_from(pages).unwrap_or(0);
     Ok((is_busy, number(pages), number(copied)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn write(database: &Sqlite) {
+        let mut turn = database.relaxed_turn().await.expect("a turn");
+        let written = sqlx::query("insert into scratch values (zeroblob(400000))").execute(turn.connection()).await;
+        written.expect("a row");
+    }
+
+    #[tokio::test]
+    async fn the_log_begins_anew_once_nobody_reads_from_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let url = format!("sqlite://{}", folder.path().join("ledger.db").display());
+        let database = Sqlite::open(&url, true).await.expect("a ledger");
+        let create = sqlx::query("create table scratch (bytes blob)");
+        create.execute(database.relaxed_turn().await.expect("a turn").connection()).await.expect("a table");
+        let options = SqliteConnectOptions::clone(&database.options).busy_timeout(READERS_PATIENCE);
+        let mut connection = SqliteConnection::connect_with(&options).await.expect("a connection");
+
+        let mut reader = database.readers().begin().await.expect("a reader");
+        sqlx::query("select count(*) from scratch").execute(&mut *reader).await.expect("a read");
+        write(&database).await;
+        assert!(!database.copy_back(&mut connection).await.expect("a checkpoint"), "somebody reads from the log");
+        reader.rollback().await.expect("the end of it");
+        assert!(database.copy_back(&mut connection).await.expect("a checkpoint"));
+        assert_eq!(database.pages_left(&mut connection).await.expect("a look"), 0);
+
+        let (_, before, _) = checkpoint(&mut connection, "noop").await.expect("a look");
+        assert!(before > 100, "the row takes a hundred pages, there are {before}");
+        write(&database).await;
+        let (_, after, copied) = checkpoint(&mut connection, "noop").await.expect("a look");
+        assert!(after < before && copied == 0, "{before} pages before, then {after} with {copied} copied");
+        database.close().await;
+    }
+}
