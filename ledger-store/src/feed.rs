@@ -13,8 +13,10 @@ use ledger_core::{Event, Timestamp};
 use tokio::sync::watch;
 
 /// Events that wait for the follower; past that all of them are let go. It is what is enough, a commit that was under way
-/// then and the one that was decided meanwhile, each of at most 26,000 events: some 65 MiB.
-const EVENTS_MAX: usize = 72_000;
+/// then and the one that was decided meanwhile: some 65 MiB.
+const EVENTS_MAX: usize = ENOUGH_MAX + 2 * COMMIT_MAX;
+/// A commit has at most about so many events: twice what the writer takes together, and a batch of 10,000.
+const COMMIT_MAX: usize = 27_000;
 
 /// While so many events wait, the writer begins no further commit, so that read models stay within a second of the log
 /// even when commands could be recorded faster than they can be projected. It is what the follower does in [`ROUND`], as
@@ -23,8 +25,9 @@ const ENOUGH_MIN: usize = 5_000;
 const ENOUGH_MAX: usize = 20_000;
 /// What a round may take: an event waits for the end of one and is in the next.
 const ROUND: Duration = Duration::from_millis(350);
-/// A follower that took nothing for so long is not waited for.
-const FOLLOWER_PATIENCE: Duration = Duration::from_secs(1);
+/// A follower that took nothing for so long is not waited for, or for twice as long as what it took should take.
+const PATIENCE: Duration = Duration::from_secs(1);
+const PATIENCE_MAX: Duration = Duration::from_secs(3);
 
 /// The events of this process's commits, in the order of the commits.
 #[derive(Debug, Clone)]
@@ -38,8 +41,8 @@ pub(crate) struct Waiting {
     followed: bool,
     /// How many events are one round's work.
     enough: usize,
-    /// When the follower took some last.
-    taken: Option<Instant>,
+    /// When the follower took some last, and how long it is waited for then.
+    taken: Option<(Instant, Duration)>,
     lost: bool,
     commits: VecDeque<Vec<Arc<Event>>>,
     events: usize,
@@ -68,7 +71,7 @@ impl Waiting {
     /// Whether the follower is at work and has as much before it as it should: then the writer had better wait. A follower
     /// that has stopped holds nobody up.
     pub(crate) fn is_full(&self) -> bool {
-        self.events >= self.enough && self.taken.is_some_and(|taken| taken.elapsed() < FOLLOWER_PATIENCE)
+        self.events >= self.enough && self.taken.is_some_and(|(taken, patience)| taken.elapsed() < patience)
     }
 
     /// A commit is durable.
@@ -106,7 +109,7 @@ impl Feed {
                 taken.events.extend(commit);
             }
         }
-        waiting.taken = Some(Instant::now());
+        waiting.taken = Some((Instant::now(), patience_for(taken.events.len(), waiting.enough)));
         taken.waiting = waiting.events;
         taken.waiting_since = waiting.commits.front().and_then(|commit| Some(commit.first()?.recorded_at));
         taken
@@ -143,6 +146,12 @@ impl Feed {
     }
 }
 
+/// A commit is taken whole, so more may be taken than a round should have.
+fn patience_for(events: usize, enough: usize) -> Duration {
+    let rounds = u32::try_from(events.div_ceil(enough.max(1))).unwrap_or(u32::MAX);
+    (ROUND * 2).saturating_mul(rounds).clamp(PATIENCE, PATIENCE_MAX)
+}
+
 pub(crate) fn lock(waiting: &Mutex<Waiting>) -> MutexGuard<'_, Waiting> {
     waiting.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -157,6 +166,14 @@ mod tests {
 
     fn enough(feed: &Feed) -> usize {
         lock(&feed.waiting).enough
+    }
+
+    #[test]
+    fn a_follower_is_waited_for_while_it_is_at_work_and_not_for_ever() {
+        let second = Duration::from_secs(1);
+        assert_eq!([0, 1, 7_000].map(|events| patience_for(events, 7_000)), [second; 3]);
+        assert_eq!(patience_for(14_001, 7_000), ROUND * 6);
+        assert_eq!(patience_for(usize::MAX, 1), second * 3);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The read models on SQLite.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use foldhash::HashMap;
 use ledger_core::{AccountId, Balance, Freeze, Head, PARTITIONS, Partition, Position, Timestamp};
@@ -191,8 +191,6 @@ pub(crate) async fn heads(connection: &mut SqliteConnection) -> Result<[Head; PA
 const ROWS_OF_A_TURN: usize = 64;
 /// What a turn writes at least, about, in pages.
 const PAGES_OF_A_TURN: usize = 400;
-/// What a row takes, before a turn has shown it.
-const ROW_TAKES: Duration = Duration::from_micros(40);
 
 /// Whether rows of `balances` are as they are believed to be, and some accounts have none.
 ///
@@ -261,11 +259,9 @@ pub(crate) async fn commit(database: &Sqlite, mut changes: Changes) -> Result<bo
     changes.freezes.sort_unstable_by_key(|freeze| (freeze.account.partition(), freeze.position));
     changes.steps.sort_unstable_by_key(|step| step.partition);
     let (mut balances, mut freezes, mut steps) = (&*changes.balances, &*changes.freezes, &*changes.steps);
-    let mut row_takes = ROW_TAKES;
     while let Some(first) = steps.first() {
         // At least one partition, and more as long as the turn stays short.
-        let fitting = database.fair_share().as_nanos() / row_takes.as_nanos().max(1);
-        let rows_of_a_turn = usize::try_from(fitting).unwrap_or(usize::MAX).max(ROWS_OF_A_TURN);
+        let rows_of_a_turn = database.fair_rows().max(ROWS_OF_A_TURN);
         let mut last = first.partition;
         let upto = |last: Partition| {
             (
@@ -281,27 +277,25 @@ pub(crate) async fn commit(database: &Sqlite, mut changes: Changes) -> Result<bo
             }
         }
         let (some, others, these) = upto(last);
-        let Some(took) = commit_some(database, &steps[..these], &balances[..some], &freezes[..others]).await? else {
+        if !commit_some(database, &steps[..these], &balances[..some], &freezes[..others]).await? {
             return Ok(false);
-        };
-        if some + others >= ROWS_OF_A_TURN {
-            row_takes = took / u32::try_from(some + others).unwrap_or(u32::MAX);
         }
         (balances, freezes, steps) = (&balances[some..], &freezes[others..], &steps[these..]);
     }
     Ok(true)
 }
 
-/// Tells how long the turn lasted; none when another runner was faster.
 async fn commit_some(
     database: &Sqlite,
     steps: &[Step],
     balances: &[Balance],
     freezes: &[Freeze],
-) -> Result<Option<Duration>, StoreError> {
-    let mut turn = database.relaxed_turn_for(PAGES_OF_A_TURN.max(balances.len() + freezes.len())).await?;
-    let (connection, began) = (turn.connection(), Instant::now());
+) -> Result<bool, StoreError> {
+    // A freeze is in the table and in up to two indexes.
+    let mut turn = database.relaxed_turn_for(PAGES_OF_A_TURN.max(balances.len() + 3 * freezes.len())).await?;
+    let connection = turn.connection();
     begin(connection).await?;
+    let began = Instant::now();
     let written = async {
         if !take_steps(connection, steps).await? {
             return Ok(false);
@@ -311,7 +305,9 @@ async fn commit_some(
         Ok::<_, StoreError>(true)
     }
     .await;
-    Ok(end(connection, written).await?.then(|| began.elapsed()))
+    let committed = end(connection, written).await?;
+    database.wrote(balances.len() + freezes.len(), began.elapsed());
+    Ok(committed)
 }
 
 pub(crate) async fn begin(connection: &mut SqliteConnection) -> Result<(), StoreError> {

@@ -6,11 +6,13 @@
 //! has to be waited for, because somebody always reads. See <https://sqlite.org/wal.html#ckpt>.
 
 use std::{
+    fs::File,
+    mem::ManuallyDrop,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use sqlx::{AssertSqlSafe, Connection, SqliteConnection, sqlite::SqliteConnectOptions};
@@ -23,8 +25,10 @@ use crate::{StoreError, error::chain};
 const PAGES: u64 = 16_000;
 /// Should checkpoints fail, commits make their own once the log has so many pages: 512 MiB.
 const FALLBACK: &str = "pragma wal_autocheckpoint = 131072";
-/// Pages that may be left for the turn in which nobody commits: some milliseconds.
+/// Pages that had better be left at most for the turn in which nobody commits, and that may be left: some milliseconds, and some
+/// tenths of a second. There are more when somebody reads from the log for long.
 const PAGES_LEFT: u64 = 500;
+const PAGES_LEFT_MAX: u64 = 2 * PAGES;
 /// How often all is copied that came meanwhile, until so little is left.
 const PASSES_MAX: usize = 4;
 /// How long that turn waits for those who read from the log. Commands wait meanwhile, and most reads are shorter.
@@ -35,8 +39,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// How long it waits after a failure.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// How many pages were written since the last checkpoint, about: rather more than fewer. SQLite is asked how many there
-/// are when it seems to be time.
+/// How many pages the log has, about. SQLite is asked when it seems to be time.
 #[derive(Debug, Default)]
 pub(super) struct Written {
     pages: AtomicU64,
@@ -52,12 +55,21 @@ impl Written {
     }
 }
 
+/// SQLite's locks are the process's: they would be gone once any descriptor of the file were closed.
+/// See <https://sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_>.
+type NeverClosed = Arc<ManuallyDrop<File>>;
+
+fn never_closed(file: &str) -> Result<NeverClosed, StoreError> {
+    Ok(Arc::new(ManuallyDrop::new(File::open(file).map_err(sqlx::Error::Io)?)))
+}
+
 impl Sqlite {
     /// Starts to make checkpoints, until the handle aborts it.
     pub(crate) fn start_checkpoints(&self) -> AbortHandle {
         let database = self.clone();
         let task = tokio::spawn(async move {
-            while let Err(error) = database.make_checkpoints().await {
+            let mut file = None;
+            while let Err(error) = database.make_checkpoints(&mut file).await {
                 tracing::warn!(error = %chain(&error), "the write-ahead log could not be copied back; trying again");
                 sleep(RETRY).await;
             }
@@ -65,47 +77,57 @@ impl Sqlite {
         task.abort_handle()
     }
 
-    async fn make_checkpoints(&self) -> Result<(), StoreError> {
+    async fn make_checkpoints(&self, file: &mut Option<NeverClosed>) -> Result<(), StoreError> {
         let options = SqliteConnectOptions::clone(&self.options).busy_timeout(READERS_PATIENCE);
         let mut connection = SqliteConnection::connect_with(&options).await?;
         sqlx::query(FALLBACK).execute(&mut *self.writer.lock().await).await?;
+        let file = match file {
+            Some(file) => &*file,
+            None => file.insert(never_closed(&self.file)?),
+        };
         let written: Arc<Written> = self.written.clone();
         loop {
             written.enough.notified().await;
-            if self.pages_left(&mut connection).await? < PAGES {
+            let (is_busy, pages, _) = checkpoint(&mut connection, "noop").await?;
+            if pages < PAGES && !is_busy {
+                written.pages.store(pages, Ordering::Relaxed);
                 continue;
             }
             let mut pause = PAUSE;
-            while !self.copy_back(&mut connection).await? {
+            while !self.copy_back(&mut connection, file).await? {
                 sleep(pause).await;
                 pause = (pause * 2).min(PAUSE_MAX);
             }
         }
     }
 
-    /// Copies the log, all of it at last. False when somebody still reads from it: then the next commit does not begin it anew.
-    async fn copy_back(&self, connection: &mut SqliteConnection) -> Result<bool, StoreError> {
+    /// Copies the log, all of it at last. False when somebody is in the way, mostly one who still reads from it: then the next
+    /// commit does not begin it anew.
+    async fn copy_back(&self, connection: &mut SqliteConnection, file: &NeverClosed) -> Result<bool, StoreError> {
+        let mut left = u64::MAX;
         for _ in 0..PASSES_MAX {
             checkpoint(connection, "passive").await?;
-            if self.pages_left(connection).await? <= PAGES_LEFT {
+            // SQLite waits for the disk only with the last page of the log, and so while nobody may commit.
+            let file = file.clone();
+            let synced = tokio::task::spawn_blocking(move || file.sync_data());
+            synced.await.unwrap_or(Ok(())).map_err(sqlx::Error::Io)?;
+            let (is_busy, pages, copied) = checkpoint(connection, "noop").await?;
+            left = if is_busy { u64::MAX } else { pages.saturating_sub(copied) };
+            if left <= PAGES_LEFT {
                 break;
             }
         }
+        if left > PAGES_LEFT_MAX {
+            return Ok(false);
+        }
         // Nobody of this process commits meanwhile.
         let turn = self.writer.lock().await;
+        let began = Instant::now();
         let (is_busy, pages, copied) = checkpoint(connection, "restart").await?;
         self.written.pages.store(0, Ordering::Relaxed);
         drop(turn);
-        tracing::debug!(is_busy, pages, copied, "the write-ahead log was copied back");
+        tracing::debug!(is_busy, pages, copied, left, took = ?began.elapsed(), "the write-ahead log was copied back");
         Ok(!is_busy)
-    }
-
-    /// Pages of the log that are not copied yet.
-    async fn pages_left(&self, connection: &mut SqliteConnection) -> Result<u64, StoreError> {
-        let (_, pages, copied) = checkpoint(connection, "noop").await?;
-        let left = pages.saturating_sub(copied);
-        self.written.pages.store(left, Ordering::Relaxed);
-        Ok(left)
     }
 }
 
@@ -128,26 +150,62 @@ mod tests {
         written.expect("a row");
     }
 
-    #[tokio::test]
-    async fn the_log_begins_anew_once_nobody_reads_from_it() {
-        let folder = tempfile::tempdir().expect("a folder");
+    /// A ledger with a table to write to.
+    async fn ledger(folder: &tempfile::TempDir) -> Sqlite {
         let url = format!("sqlite://{}", folder.path().join("ledger.db").display());
         let database = Sqlite::open(&url, true).await.expect("a ledger");
         let create = sqlx::query("create table scratch (bytes blob)");
         create.execute(database.relaxed_turn().await.expect("a turn").connection()).await.expect("a table");
+        database
+    }
+
+    /// How long the log is.
+    async fn pages(connection: &mut SqliteConnection) -> u64 {
+        checkpoint(connection, "noop").await.expect("a look").1
+    }
+
+    #[tokio::test]
+    async fn a_long_log_begins_anew_after_a_long_read() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let database = ledger(&folder).await;
+        let mut connection = SqliteConnection::connect_with(&database.options).await.expect("a connection");
+        let upkeep = database.start_checkpoints();
+        let mut reader = database.readers().begin().await.expect("a reader");
+        sqlx::query("select count(*) from scratch").execute(&mut *reader).await.expect("a read");
+        while pages(&mut connection).await < PAGES + PAGES / 8 {
+            write(&database).await;
+        }
+        reader.rollback().await.expect("the end of it");
+        let begun_anew = async {
+            while pages(&mut connection).await > PAGES {
+                write(&database).await;
+                sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), begun_anew).await.expect("the log begins anew");
+        upkeep.abort();
+        database.close().await;
+    }
+
+    #[tokio::test]
+    async fn the_log_begins_anew_once_nobody_reads_from_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let database = ledger(&folder).await;
         let options = SqliteConnectOptions::clone(&database.options).busy_timeout(READERS_PATIENCE);
         let mut connection = SqliteConnection::connect_with(&options).await.expect("a connection");
+        let file = never_closed(&database.file).expect("the file");
 
         let mut reader = database.readers().begin().await.expect("a reader");
         sqlx::query("select count(*) from scratch").execute(&mut *reader).await.expect("a read");
         write(&database).await;
-        assert!(!database.copy_back(&mut connection).await.expect("a checkpoint"), "somebody reads from the log");
+        assert!(
+            !database.copy_back(&mut connection, &file).await.expect("a checkpoint"),
+            "somebody reads from the log"
+        );
         reader.rollback().await.expect("the end of it");
-        assert!(database.copy_back(&mut connection).await.expect("a checkpoint"));
-        assert_eq!(database.pages_left(&mut connection).await.expect("a look"), 0);
-
-        let (_, before, _) = checkpoint(&mut connection, "noop").await.expect("a look");
-        assert!(before > 100, "the row takes a hundred pages, there are {before}");
+        assert!(database.copy_back(&mut connection, &file).await.expect("a checkpoint"));
+        let (_, before, copied) = checkpoint(&mut connection, "noop").await.expect("a look");
+        assert!(before > 100 && copied == before, "the row takes a hundred pages, there are {before}, {copied} copied");
         write(&database).await;
         let (_, after, copied) = checkpoint(&mut connection, "noop").await.expect("a look");
         assert!(after < before && copied == 0, "{before} pages before, then {after} with {copied} copied");

@@ -54,7 +54,7 @@ impl Sqlite {
             let done = write(connection, append).await;
             finish(connection, done).await
         };
-        self.committed_within(began.elapsed());
+        self.share.committed_within(began.elapsed());
         done
     }
 

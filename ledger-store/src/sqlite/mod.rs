@@ -8,20 +8,14 @@ mod log;
 mod restore;
 mod rows;
 mod scan;
+mod share;
 mod sweep;
 
 pub(crate) use log::LockedHeads;
 pub(crate) use scan::Reader;
 pub(crate) use sweep::Sweeper;
 
-use std::{
-    str::FromStr,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{str::FromStr, sync::Arc, time::Duration};
 
 use sqlx::{
     ConnectOptions, Connection, SqliteConnection, SqlitePool,
@@ -31,6 +25,7 @@ use tokio::sync::{Mutex, MutexGuard, OwnedMutexGuard};
 
 use crate::{StoreError, schema};
 use checkpoints::Written;
+use share::Share;
 
 /// The migrations of this database, by version.
 const MIGRATIONS: [(i64, &str, &str); 5] = [
@@ -63,8 +58,7 @@ pub struct Sqlite {
     readers: SqlitePool,
     writer: Arc<Mutex<SqliteConnection>>,
     written: Arc<Written>,
-    /// What the last commits of events took, on average, in microseconds.
-    commits_take: Arc<AtomicU64>,
+    share: Arc<Share>,
     options: Arc<SqliteConnectOptions>,
 }
 
@@ -111,7 +105,7 @@ impl Sqlite {
             readers,
             writer: Arc::new(Mutex::new(writer)),
             written: Arc::default(),
-            commits_take: Arc::default(),
+            share: Arc::default(),
             options: Arc::new(options),
         })
     }
@@ -128,7 +122,7 @@ impl Sqlite {
         &self.readers
     }
 
-    /// Waits for the turn to write. Keep it for milliseconds: commands wait meanwhile. Use it in a spawned task, begin
+    /// Waits for the turn to write. Keep it for milliseconds, or for a fair share: commands wait meanwhile. Use it in a spawned task, begin
     /// with `begin immediate`, and end the transaction in every case.
     ///
     /// # Errors
@@ -153,19 +147,17 @@ impl Sqlite {
         Ok(RelaxedTurn(writer))
     }
 
-    /// How long a relaxed turn may last so that it takes no more of the writer than a commit of events does: turns and commits
-    /// go by turns when both wait, so turns that are much shorter would never come to their end beside large commits.
+    /// How many rows a relaxed turn may write so that it takes no more of the writer than a commit of events does; 0 when there
+    /// are none lately. Turns and commits go by turns when both wait, so turns that are much shorter would never come to
+    /// their end beside large commits.
     #[must_use]
-    pub fn fair_share(&self) -> Duration {
-        Duration::from_micros(self.commits_take.load(Ordering::Relaxed))
+    pub fn fair_rows(&self) -> usize {
+        self.share.rows()
     }
 
-    /// Notes what a commit of events took.
-    fn committed_within(&self, took: Duration) {
-        let took = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        let before = self.commits_take.load(Ordering::Relaxed);
-        // Only one commits at a time.
-        self.commits_take.store(before - before / 4 + took / 4, Ordering::Relaxed);
+    /// Notes what it took to write some rows of a relaxed turn.
+    pub fn wrote(&self, rows: usize, took: Duration) {
+        self.share.wrote(rows, took);
     }
 
     /// Waits for the turn to write durably. Whoever has it says so when it begins.

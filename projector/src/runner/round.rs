@@ -32,7 +32,8 @@ impl Rounds {
         }
         if news.is_empty() {
             self.following = Some(checkpoints);
-            return Ok(if self.seen.is_some() { Round::Done } else { Round::Nothing });
+            // What was applied already may be followed by what was not.
+            return Ok(if self.seen.is_some() || taken.waiting > 0 { Round::Done } else { Round::Nothing });
         }
         let all = || news.iter().flat_map(|(_, events)| events).map(|event| &**event);
         let (believed, unknown) = fold::believed_before(all());
@@ -59,7 +60,7 @@ impl Rounds {
             // Another runner was quicker, or a row is not what the events build on: what is stored is read then.
             return Ok(Round::Done);
         }
-        feed.paced(taken.events.len(), began.elapsed());
+        feed.paced(news.iter().map(|(_, events)| events.len()).sum(), began.elapsed());
         self.show_progress(next, after[&ReadModel::Balances].map(|head| head.position), taken.waiting_since);
         self.following = Some(after);
         Ok(Round::Done)
