@@ -75,7 +75,12 @@ impl Sqlite {
             let mut connection = scan::open(&file, scan::SMALL_CACHE_KIB).map_err(scan::failed)?;
             read(&mut connection).map_err(scan::failed)
         });
-        task.await.unwrap_or_else(|_| Err(StoreError::Inconsistent("reading the indexes ended early".to_owned())))
+        match task.await {
+            Ok(read) => read,
+            // The runtime ends, and whoever waits here with it.
+            Err(ended) if ended.is_cancelled() => std::future::pending().await,
+            Err(_) => Err(StoreError::Inconsistent("reading the indexes ended early".to_owned())),
+        }
     }
 }
 
