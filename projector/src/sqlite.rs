@@ -189,7 +189,7 @@ pub(crate) async fn heads(connection: &mut SqliteConnection) -> Result<[Head; PA
 /// Rows that are written in one turn. Commands wait for a turn: the fewer rows, the shorter. While commits of commands
 /// are large there are as many more as fit into what one of those takes.
 const ROWS_OF_A_TURN: usize = 64;
-/// What a turn writes at least, about, in pages.
+/// What a small turn is counted as, in pages: too many, so that the log's length is rather asked for too early.
 const PAGES_OF_A_TURN: usize = 400;
 
 /// Whether rows of `balances` are as they are believed to be, and some accounts have none.

@@ -77,7 +77,7 @@ impl Sqlite {
         .await
     }
 
-    /// The keys of a run after `after`, by a connection that lends each row: the driver for all else takes five times as long.
+    /// The keys of a run after `after`, by a connection that lends each row: after a start all of them are read, beside the commands.
     pub(crate) async fn keys_after(
         &self,
         partition: Partition,
