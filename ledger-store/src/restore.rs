@@ -198,7 +198,7 @@ pub async fn standing(database: &Database) -> Result<Option<String>, StoreError>
         Ok(standing) => Ok(standing),
         Err(error) => {
             let error = StoreError::from(error);
-            if error.is_passing() { Err(error) } else { Ok(None) }
+            if error.is_damage() { Ok(None) } else { Err(error) }
         }
     }
 }

@@ -5,7 +5,7 @@ use sqlx::{
     migrate::{Migration, MigrationType, Migrator},
 };
 
-use crate::StoreError;
+use crate::{StoreError, error::is_missing};
 
 /// The migrations, embedded in the program: version, name, statements.
 pub(crate) fn migrator(migrations: &[(i64, &'static str, &'static str)]) -> Migrator {
@@ -36,13 +36,13 @@ pub(crate) fn check(
     let known = migrations.last().map_or(0, |(version, _, _)| *version);
     match version {
         Ok(Some(version)) if version == known => Ok(()),
-        Ok(Some(version)) if version > known => Err(StoreError::Schema(format!(
+        Ok(Some(version)) if version > known => Err(StoreError::Version(format!(
             "{place} has schema version {version}, this program knows {known}: run a newer program"
         ))),
-        Ok(Some(version)) => Err(StoreError::Schema(format!(
+        Ok(Some(version)) => Err(StoreError::Version(format!(
             "{place} has schema version {version}, this program needs {known}: start `api` once to bring it up to date"
         ))),
-        Ok(None) | Err(sqlx::Error::Database(_)) => Err(StoreError::Schema(format!("{place} holds no ledger"))),
-        Err(error) => Err(error.into()),
+        Err(error) if !is_missing(&error) => Err(error.into()),
+        Ok(None) | Err(_) => Err(StoreError::Schema(format!("{place} holds no ledger"))),
     }
 }

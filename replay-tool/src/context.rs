@@ -28,9 +28,6 @@ impl Context {
     }
 }
 
-/// What PostgreSQL says of a table and of a column that is not there.
-const UNDEFINED: [&str; 2] = ["42P01", "42703"];
-
 /// How a command that could run came out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
@@ -83,21 +80,19 @@ impl Failure {
 
 impl From<StoreError> for Failure {
     fn from(error: StoreError) -> Self {
-        let is_passing = error.is_passing();
         let mut why = chain(&error);
-        let mut is_gone = false;
         if let StoreError::Database(sqlx::Error::Database(refusal)) = &error {
             // In the server's own words, without the line of its source that sqlx adds.
             why = format!("the database failed: {}", refusal.message());
-            is_gone = refusal.code().is_some_and(|code| UNDEFINED.contains(&&*code));
         }
-        if is_gone || why.contains("no such table") {
-            why.push_str(
-                "; a table of the ledger is gone: run replay-tool recover --from ARCHIVE --report DIR, which makes it anew and \
-                 keeps what is there",
-            );
+        // The others say themselves what to do.
+        if error.is_damage() && !matches!(error, StoreError::Inconsistent(_) | StoreError::Damaged(_)) {
+            let what = if error.is_missing() { "a table of the ledger is gone" } else { "the database is damaged" };
+            why.push_str(&format!(
+                "; {what}: run replay-tool recover --from ARCHIVE --report DIR, which makes it anew and keeps what is there"
+            ));
         }
-        Self { why, is_passing }
+        Self { why, is_passing: error.is_passing() }
     }
 }
 

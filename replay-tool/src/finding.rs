@@ -270,6 +270,8 @@ pub(crate) struct Findings {
     /// What a person may want to know and what is no inconsistency.
     pub(crate) notices: Vec<Finding>,
     pub(crate) notices_count: u64,
+    /// Whether some are about an index behind the log, its checkpoint among them: only a restore makes these anew.
+    of_indexes: bool,
     /// Contradictions that follow from a finding, and are none of their own.
     pub(crate) consequences: u64,
 }
@@ -278,6 +280,7 @@ impl Findings {
     pub(crate) fn push(&mut self, finding: Finding) {
         self.count += 1;
         *self.kinds.entry(finding.kind).or_default() += 1;
+        self.of_indexes |= finding.remedy == INDEXES;
         if self.kept.len() < KEPT_OF_PARTITION_MAX {
             self.kept.push(finding);
         }
@@ -297,6 +300,7 @@ impl Findings {
         self.count += other.count;
         self.notices_count += other.notices_count;
         self.consequences += other.consequences;
+        self.of_indexes |= other.of_indexes;
         for (kind, count) in other.kinds {
             *self.kinds.entry(kind).or_default() += count;
         }
@@ -317,6 +321,11 @@ impl Findings {
                 finding.remedy = REBUILD_LATER;
             }
         }
+    }
+
+    /// Whether any is about an index behind the log or its checkpoint.
+    pub(crate) const fn are_of_indexes(&self) -> bool {
+        self.of_indexes
     }
 
     /// Whether anything found is damage of the log itself.

@@ -24,6 +24,8 @@ mod messages;
 mod pause;
 #[path = "recover/unlock.rs"]
 mod unlock;
+#[path = "recover/unreadable.rs"]
+mod unreadable;
 
 use disasters::{
     orders_are_compared_and_what_disagrees_is_told, several_restores_in_a_row_are_told_apart,

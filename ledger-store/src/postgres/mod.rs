@@ -66,12 +66,7 @@ impl Postgres {
     pub(crate) async fn open(url: &str, create: bool) -> Result<Self, StoreError> {
         let options = options(url)?;
         let place = describe(&options);
-        let mut connection = PgConnection::connect_with(&options).await.map_err(|error| {
-            StoreError::Address(format!(
-                "cannot connect to {place}: {}; look at the address, and whether the server runs",
-                said(&error)
-            ))
-        })?;
+        let mut connection = connect(&options, &place).await?;
         // A schema that is up to date is left alone: the service's role need not be the one that migrates.
         if create && !schema::is_current(version(&mut connection).await, &MIGRATIONS) {
             schema::migrator(&MIGRATIONS).run(&mut connection).await?;
@@ -121,6 +116,14 @@ fn options(url: &str) -> Result<PgConnectOptions, StoreError> {
         .application_name("ledger")
         .options(SESSION)
         .disable_statement_logging())
+}
+
+async fn connect(options: &PgConnectOptions, place: &str) -> Result<PgConnection, StoreError> {
+    PgConnection::connect_with(options).await.map_err(|error| {
+        let text =
+            format!("cannot connect to {place}: {}; look at the address, and whether the server runs", said(&error));
+        StoreError::Unopened { text, error }
+    })
 }
 
 /// What a server said, without the line of its own source that sqlx adds.

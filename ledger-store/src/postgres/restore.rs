@@ -139,12 +139,7 @@ async fn connect(url: &str) -> Result<(PgConnection, String), StoreError> {
     // Reading the archive may take its time between two statements.
     let options = options(url)?.options([("idle_in_transaction_session_timeout", "0")]);
     let place = describe(&options);
-    let connection = PgConnection::connect_with(&options).await.map_err(|error| {
-        StoreError::Address(format!(
-            "cannot connect to {place}: {}; look at the address, and whether the server runs",
-            super::said(&error)
-        ))
-    })?;
+    let connection = super::connect(&options, &place).await?;
     Ok((connection, place))
 }
 

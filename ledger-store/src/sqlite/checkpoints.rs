@@ -18,7 +18,7 @@ use std::{
 use sqlx::{AssertSqlSafe, Connection, SqliteConnection, sqlite::SqliteConnectOptions};
 use tokio::{sync::Notify, task::AbortHandle, time::sleep};
 
-use super::Sqlite;
+use super::{Sqlite, files::never_closed};
 use crate::{StoreError, error::chain};
 
 /// Pages of the log that are worth a checkpoint: 64 MiB.
@@ -55,13 +55,7 @@ impl Written {
     }
 }
 
-/// SQLite's locks are the process's: they would be gone once any descriptor of the file were closed.
-/// See <https://sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_>.
 type NeverClosed = Arc<ManuallyDrop<File>>;
-
-fn never_closed(file: &str) -> Result<NeverClosed, StoreError> {
-    Ok(Arc::new(ManuallyDrop::new(File::open(file).map_err(sqlx::Error::Io)?)))
-}
 
 impl Sqlite {
     /// Starts to make checkpoints, until the handle aborts it.
@@ -83,7 +77,7 @@ impl Sqlite {
         sqlx::query(FALLBACK).execute(&mut *self.writer.lock().await).await?;
         let file = match file {
             Some(file) => &*file,
-            None => file.insert(never_closed(&self.file)?),
+            None => file.insert(Arc::new(never_closed(&*self.file).map_err(sqlx::Error::Io)?)),
         };
         let written: Arc<Written> = self.written.clone();
         loop {
@@ -193,7 +187,7 @@ mod tests {
         let database = ledger(&folder).await;
         let options = SqliteConnectOptions::clone(&database.options).busy_timeout(READERS_PATIENCE);
         let mut connection = SqliteConnection::connect_with(&options).await.expect("a connection");
-        let file = never_closed(&database.file).expect("the file");
+        let file = Arc::new(never_closed(&*database.file).expect("the file"));
 
         let mut reader = database.readers().begin().await.expect("a reader");
         sqlx::query("select count(*) from scratch").execute(&mut *reader).await.expect("a read");

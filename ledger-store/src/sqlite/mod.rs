@@ -2,6 +2,7 @@
 
 mod bulk;
 mod checkpoints;
+mod files;
 mod index;
 mod index_rows;
 mod log;
@@ -11,6 +12,7 @@ mod scan;
 mod share;
 mod sweep;
 
+pub use files::copy_of_open;
 pub(crate) use log::LockedHeads;
 pub(crate) use scan::Reader;
 pub(crate) use sweep::Sweeper;
@@ -165,7 +167,7 @@ impl Sqlite {
         self.writer.clone().lock_owned().await
     }
 
-    /// Closes every connection; the last one folds the write-ahead log into the file.
+    /// Closes the connections for reading; the writer's closes with the last handle.
     pub(crate) async fn close(&self) {
         self.readers.close().await;
     }
@@ -210,12 +212,15 @@ fn options(url: &str) -> Result<SqliteConnectOptions, StoreError> {
 }
 
 async fn connect(options: &SqliteConnectOptions, file: &str) -> Result<SqliteConnection, StoreError> {
-    SqliteConnection::connect_with(options).await.map_err(|error| match error {
-        sqlx::Error::Database(refusal) => StoreError::Address(format!(
-            "cannot open {file}: {}; check that its folder exists and may be written to",
-            refusal.message()
-        )),
-        other => StoreError::Database(other),
+    SqliteConnection::connect_with(options).await.map_err(|error| match &error {
+        sqlx::Error::Database(refusal) => {
+            let text = format!(
+                "cannot open {file}: {}; check that its folder exists and may be written to",
+                refusal.message()
+            );
+            StoreError::Unopened { text, error }
+        }
+        _ => StoreError::Database(error),
     })
 }
 

@@ -4,21 +4,23 @@
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io,
-    os::unix::fs::MetadataExt,
+    os::unix::fs::{MetadataExt, fchown},
     path::{Path, PathBuf},
     str::FromStr,
     sync::Arc,
 };
 
-use ledger_core::{Head, PARTITIONS, Partition, Timestamp};
+use ledger_core::{Epoch, Head, PARTITIONS, Partition, Timestamp};
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection, Row, SqliteConnection,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
 };
 
-use super::{MIGRATIONS, Sqlite, index, log, version};
+use super::{MIGRATIONS, Sqlite, files::copy_of_open, index, log, version};
 use crate::{
-    StoreError, operations,
+    StoreError,
+    error::chain,
+    operations,
     restore::{Found, Log, Part, Parts, RestoreError, RestorePoint, Restored, Target, made_from_log},
     row::{self, stored},
     schema,
@@ -46,7 +48,12 @@ impl Sqlite {
         let tables: i64 = sqlx::query_scalar("select count(*) from sqlite_master where type = 'table'")
             .fetch_one(&mut connection)
             .await
-            .map_err(|error| StoreError::Schema(format!("{} is no SQLite database: {error}", path.display())))?;
+            .map_err(|error| match StoreError::from(error) {
+                error if error.is_damage() => {
+                    StoreError::Schema(format!("{} is no SQLite database: {}", path.display(), chain(&error)))
+                }
+                error => error,
+            })?;
         if tables == 0 {
             return Ok(Found::Nothing);
         }
@@ -124,7 +131,7 @@ impl Next {
         }
         // Whoever had the lock before may have put this very file in its place, which is the ledger now.
         let is_the_same =
-            |file: &fs::Metadata, named: &fs::Metadata| file.ino() == named.ino() && file.dev() == named.dev();
+            |file: &fs::Metadata, named: &fs::Metadata| (file.ino(), file.dev()) == (named.ino(), named.dev());
         match (lock.metadata(), fs::metadata(&next)) {
             (Ok(file), Ok(named)) if is_the_same(&file, &named) => {}
             _ => return Err(in_use()),
@@ -260,10 +267,15 @@ async fn take_place(mut next: Next, path: &Path, target: Target, log: &Log) -> R
     if fs::metadata(path).is_ok_and(|file| file.len() > 0) {
         old = alone(path, target, log.standing.as_deref()).await?;
         if target == Target::Replace {
-            let aside = beside(path, &format!(".before-{}", log.epoch.0));
+            let aside = free_name(path, log.epoch);
             keep(path, &aside)?;
             kept = Some(aside.display().to_string());
         }
+    } else if fs::metadata(beside(path, "-wal")).is_ok_and(|log| log.len() > 0) {
+        // The file is gone, its newest commits are not: should it be found, they belong to it.
+        let (left, aside) = (beside(path, "-wal"), beside(&free_name(path, log.epoch), "-wal"));
+        fs::rename(&left, &aside).map_err(|error| files("keep", &left, &error))?;
+        kept = Some(aside.display().to_string());
     }
     // A write-ahead log that is left belongs to the old file, and would be taken for the new one's.
     for suffix in ["-wal", "-shm"] {
@@ -274,6 +286,7 @@ async fn take_place(mut next: Next, path: &Path, target: Target, log: &Log) -> R
             _ => {}
         }
     }
+    take_over_rights(&next, path)?;
     fs::rename(&next.path, path).map_err(|error| files("put in place", &next.path, &error))?;
     next.is_in_place = true;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -303,16 +316,12 @@ async fn alone(path: &Path, target: Target, standing: Option<&str>) -> Result<Op
     };
     let (mut connection, mode) = match attempt.await {
         Ok(alone) => alone,
-        Err(StoreError::Database(sqlx::Error::Database(refusal))) => {
-            let code = refusal.code().and_then(|code| code.parse::<u32>().ok()).unwrap_or_default();
-            // SQLITE_BUSY and SQLITE_LOCKED with all their kinds.
-            return match code & 0xff {
-                5 | 6 => Err(in_use()),
-                _ if target == Target::Replace => Ok(None),
-                _ => Err(StoreError::Schema(format!("{}: {}", path.display(), refusal.message())).into()),
-            };
+        Err(error) if error.is_passing() => return Err(in_use()),
+        Err(error) if error.is_damage() && target == Target::Replace => return Ok(None),
+        Err(error) => {
+            let why = format!("{}: {}", path.display(), chain(&error));
+            return Err(RestoreError::Files(format!("{why}; check who may write it, and that its disk has room")));
         }
-        Err(error) => return Err(error.into()),
     };
     if mode == "wal" {
         return Err(in_use());
@@ -329,18 +338,70 @@ async fn alone(path: &Path, target: Target, standing: Option<&str>) -> Result<Op
     Ok(Some(connection))
 }
 
+/// The files of a database; its own comes last.
+const SUFFIXES: [&str; 3] = ["-wal", "-shm", ""];
+
+/// Another name for what is replaced in this epoch, which nothing else has: two restores may come to the same epoch when what
+/// tells of the first is lost.
+fn free_name(path: &Path, epoch: Epoch) -> PathBuf {
+    let is_taken = |aside: &Path| {
+        SUFFIXES
+            .iter()
+            .map(|suffix| (beside(path, suffix), beside(aside, suffix)))
+            .any(|(file, named)| fs::symlink_metadata(&named).is_ok() && !is_one_file(&file, &named))
+    };
+    let mut aside = beside(path, &format!(".before-{}", epoch.0));
+    let mut number = 1;
+    while is_taken(&aside) {
+        number += 1;
+        aside = beside(path, &format!(".before-{}-{number}", epoch.0));
+    }
+    aside
+}
+
 /// Gives the old file another name besides its own. At every moment something stands under its own.
 fn keep(path: &Path, aside: &Path) -> Result<(), RestoreError> {
-    for suffix in ["-wal", "-shm", ""] {
+    for suffix in SUFFIXES {
         let (from, to) = (beside(path, suffix), beside(aside, suffix));
-        if from.exists() {
-            fs::hard_link(&from, &to)
-                // Some file systems know only one name for a file.
-                .or_else(|_| fs::copy(&from, &to).and_then(|_| File::open(&to)?.sync_all()))
-                .map_err(|error| files("keep", &from, &error))?;
+        if !from.exists() {
+            continue;
+        }
+        match fs::hard_link(&from, &to) {
+            Ok(()) => {}
+            // An attempt that was ended before the new file took the old one's place.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists && is_one_file(&from, &to) => {}
+            // Some file systems know only one name for a file.
+            Err(error) if KNOW_ONE_NAME.contains(&error.kind()) => {
+                copy_of_open(&from, &to).map_err(|error| files("keep", &from, &error))?;
+            }
+            Err(error) => return Err(files("keep", &from, &error)),
         }
     }
     Ok(())
+}
+
+/// What a file system without hard links answers.
+const KNOW_ONE_NAME: [io::ErrorKind; 3] =
+    [io::ErrorKind::PermissionDenied, io::ErrorKind::Unsupported, io::ErrorKind::TooManyLinks];
+
+fn is_one_file(one: &Path, other: &Path) -> bool {
+    match (fs::metadata(one), fs::metadata(other)) {
+        (Ok(one), Ok(other)) => one.ino() == other.ino() && one.dev() == other.dev(),
+        _ => false,
+    }
+}
+
+/// Lets the new file belong to whom the old one belongs: the service that uses it is seldom who restores it.
+fn take_over_rights(next: &Next, path: &Path) -> Result<(), RestoreError> {
+    let Ok(old) = fs::metadata(path) else { return Ok(()) };
+    let new = next.lock.metadata().map_err(|error| files("read", &next.path, &error))?;
+    if (new.uid(), new.gid()) != (old.uid(), old.gid())
+        && let Err(error) = fchown(&next.lock, Some(old.uid()), Some(old.gid()))
+    {
+        // Only root may give files away.
+        tracing::warn!(%error, file = %path.display(), uid = old.uid(), gid = old.gid(), "give the restored file to its owner: chown");
+    }
+    next.lock.set_permissions(old.permissions()).map_err(|error| files("write", &next.path, &error))
 }
 
 async fn has_events(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {

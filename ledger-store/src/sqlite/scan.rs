@@ -87,7 +87,7 @@ pub(super) fn open(file: &str, cache_kib: i64) -> rusqlite::Result<Connection> {
 }
 
 pub(super) fn failed(error: rusqlite::Error) -> StoreError {
-    StoreError::Database(sqlx::Error::Io(std::io::Error::other(error)))
+    error.into()
 }
 
 /// Reads a row of the columns [`COLUMNS`](crate::row::COLUMNS).

@@ -112,7 +112,7 @@ pub(crate) async fn restore(database_url: &str, target: Target, restored: Restor
 pub(crate) async fn wait_for_other_restores(database_url: &str) -> Result<(), Failure> {
     match ledger_store::restore::wait_for_others(database_url).await {
         // Whoever looks at the database next says what to do about that.
-        Err(RestoreError::Store(StoreError::Address(_))) => Ok(()),
+        Err(RestoreError::Store(StoreError::Unopened { .. })) => Ok(()),
         waited => waited.map_err(failure),
     }
 }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use futures::StreamExt;
+use ledger_store::sqlite::copy_of_open;
 use serde_json::{Value, json};
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection, PgConnection, postgres::PgConnectOptions, sqlite::SqliteConnectOptions,
@@ -16,22 +17,30 @@ use sqlx::{
 use super::steps::now;
 use crate::context::Failure;
 
-/// The folder's name beside the record.
-const FOLDER: &str = "backup";
+/// The folder's name beside the record; later ones have a number behind it.
+pub(super) const FOLDER: &str = "backup";
 /// What the folder holds; it is whole when this is there.
 const MANIFEST: &str = "backup.json";
 /// Level 3 costs little beside the database's own work.
 const COMPRESSION: i32 = 3;
 const BLOCK_BYTES: i64 = 8_192;
 
-/// Keeps a copy of everything that can be read, whole or not at all, and says what it is.
-pub(super) async fn backup(url: &str, folder: &Path) -> Result<Value, Failure> {
-    let (partial, whole) = (folder.join(format!("{FOLDER}.partial")), folder.join(FOLDER));
-    // A run that was killed before it could write down that this is done: nothing was touched since.
-    if let Ok(kept) = fs::read(whole.join(MANIFEST)) {
-        return serde_json::from_slice(&kept).map_err(|error| {
+/// Keeps a copy of everything that can be read, whole or not at all, and says what it is. `standing` tells one state of the
+/// log from another, if that can be told.
+pub(super) async fn backup(url: &str, folder: &Path, standing: Option<String>) -> Result<Value, Failure> {
+    let partial = folder.join(format!("{FOLDER}.partial"));
+    let mut whole = folder.join(FOLDER);
+    let mut number = 1;
+    while let Ok(kept) = fs::read(whole.join(MANIFEST)) {
+        let kept: Value = serde_json::from_slice(&kept).map_err(|error| {
             Failure::new(format!("{} was changed: {error}; give another folder with --report", whole.display()))
-        });
+        })?;
+        // A run that was killed before it could write down that this is done: nothing was recorded since.
+        if kept["standing"] == json!(standing) {
+            return Ok(kept);
+        }
+        number += 1;
+        whole = folder.join(format!("{FOLDER}-{number}"));
     }
     match fs::remove_dir_all(&partial) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(&partial, &error)),
@@ -39,7 +48,7 @@ pub(super) async fn backup(url: &str, folder: &Path) -> Result<Value, Failure> {
     }
     fs::create_dir_all(&partial).map_err(|error| failed(&partial, &error))?;
     let contents = if url.starts_with("sqlite:") { copy_files(url, &partial)? } else { dump(url, &partial).await? };
-    let manifest = json!({ "folder": whole, "taken_at": now(), "contents": contents });
+    let manifest = json!({ "folder": whole, "taken_at": now(), "standing": standing, "contents": contents });
     let text = serde_json::to_vec_pretty(&manifest).map_err(|error| Failure::new(error.to_string()))?;
     crate::report::write_whole(&partial.join(MANIFEST), &text)?;
     fs::rename(&partial, &whole).map_err(|error| failed(&whole, &error))?;
@@ -60,11 +69,21 @@ fn copy_files(url: &str, folder: &Path) -> Result<Value, Failure> {
         }
         let Some(name) = from.file_name() else { continue };
         let to = folder.join(name);
-        let bytes = fs::copy(&from, &to).map_err(|error| failed(&from, &error))?;
-        File::open(&to).and_then(|copy| copy.sync_all()).map_err(|error| failed(&to, &error))?;
+        // This process has it open, and must keep its locks.
+        let bytes = copy_of_open(&from, &to).map_err(|error| failed(&from, &error))?;
         contents.push(json!({ "file": name.to_string_lossy(), "bytes": bytes }));
     }
     Ok(json!(contents))
+}
+
+/// Whether commits are left of a SQLite database whose file is gone.
+pub(super) fn has_leftovers(url: &str) -> Result<bool, Failure> {
+    if !url.starts_with("sqlite:") {
+        return Ok(false);
+    }
+    let mut log = sqlite_file(url)?.into_os_string();
+    log.push("-wal");
+    Ok(fs::metadata(log).is_ok_and(|log| log.len() > 0))
 }
 
 pub(super) fn sqlite_file(url: &str) -> Result<PathBuf, Failure> {

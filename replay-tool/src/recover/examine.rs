@@ -115,18 +115,20 @@ pub(super) async fn examine(url: &str, replace: bool) -> Result<Examined, Failur
     }
     match Database::open_existing(url).await {
         Ok(database) => look_inside(database).await,
-        // Another version's ledger is not ours to judge.
-        Err(StoreError::Schema(why)) if why.contains("schema version") => Err(Failure::new(why)),
-        Err(StoreError::NotDurable(why)) => Err(Failure::new(why)),
         // Its events may be all there, and this program does not know how to read them.
         Err(StoreError::Schema(why)) if !replace => Err(Failure::new(format!(
             "{why}, but a table {EVENTS} all the same: which version wrote it is not told any more (_sqlx_migrations); give \
              --replace to restore without it (what is there is kept)"
         ))),
-        // A connection that was lost says nothing about what is there.
-        Err(error) if error.is_passing() => Err(error.into()),
-        Err(error) => Ok(Examined::without(State::Unreadable, chain(&error))),
+        Err(error @ StoreError::Schema(_)) => Ok(Examined::without(State::Unreadable, chain(&error))),
+        Err(error) => is_unreadable(error),
     }
+}
+
+/// What damage hides from sight. Anything else that goes wrong (a connection that was lost, rights, another version) says
+/// nothing about what is there, and nothing may be put in its place for that.
+fn is_unreadable(error: StoreError) -> Result<Examined, Failure> {
+    if error.is_damage() { Ok(Examined::without(State::Unreadable, chain(&error))) } else { Err(error.into()) }
 }
 
 /// The tables that are there, or why there are none.
@@ -173,7 +175,10 @@ async fn tables(url: &str) -> Result<Result<Vec<String>, Examined>, Failure> {
         connection.close().await?;
         Ok::<_, sqlx::Error>(tables)
     };
-    Ok(tables.await.map_err(|error| Examined::without(State::Unreadable, chain(&error.into()))))
+    match tables.await {
+        Ok(tables) => Ok(Ok(tables)),
+        Err(error) => Ok(Err(is_unreadable(error.into())?)),
+    }
 }
 
 async fn look_inside(database: Database) -> Result<Examined, Failure> {
@@ -191,8 +196,10 @@ async fn look_inside(database: Database) -> Result<Examined, Failure> {
             let digest = Some(verified.digest.to_string());
             Examined { state, why, digest, findings: findings_json(&verified.findings), ..Examined::without(state, "") }
         }
-        Err(error) if error.is_passing() => return Err(error.into()),
-        Err(error) => Examined::without(State::LogDamaged, format!("the log cannot be replayed: {}", chain(&error))),
+        Err(error) if error.is_damage() => {
+            Examined::without(State::LogDamaged, format!("the log cannot be replayed: {}", chain(&error)))
+        }
+        Err(error) => return Err(error.into()),
     };
     examined.heads = heads;
     examined.database = Some(database);
@@ -203,8 +210,8 @@ async fn look_inside(database: Database) -> Result<Examined, Failure> {
 pub(super) async fn read_heads(database: &Database) -> Result<Option<[Head; PARTITIONS]>, Failure> {
     match database.heads().await {
         Ok(heads) => Ok(Some(heads)),
-        Err(error) if error.is_passing() => Err(error.into()),
-        Err(_) => Ok(None),
+        Err(error) if error.is_damage() => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -228,7 +235,7 @@ fn judge(findings: &Findings) -> (State, String) {
         (State::Sound, "everything is as a replay makes it".to_owned())
     } else if kinds.any(|kind| kind < Kind::BalanceMismatch) {
         of(State::LogDamaged, "the log or its heads are damaged")
-    } else if findings.kinds.keys().any(|kind| kind.name().starts_with("index_")) {
+    } else if findings.are_of_indexes() {
         of(State::LogDamaged, "the indexes behind the log are damaged")
     } else {
         of(State::ReadModelsDamaged, "the log is sound, what is made from it is not")

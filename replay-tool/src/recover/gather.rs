@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, sync::Arc};
 
-use ledger_core::{Epoch, Event, Hash, Head, PARTITIONS, Partition, Position, id::POSITION_MAX, json::LogEntry};
+use ledger_core::{Epoch, Event, Hash, Head, PARTITIONS, Partition, Position, json::LogEntry};
 use ledger_store::Database;
 use projector::publisher::restored::{self, Restored};
 use serde_json::{Value, json};
@@ -13,6 +13,7 @@ use super::{
     candidates::{Source, Writers},
     examine::{Examined, State},
     loss::{self, Loss, Witness},
+    readable::Readable,
     steps::Record,
     stream,
     tail::{Refusals, Tail},
@@ -38,6 +39,8 @@ struct Compared {
     differ: usize,
     newest_epoch: Option<Epoch>,
     restores: Vec<Restored>,
+    /// Where the database could not be read, and why: the first place of each partition that has such.
+    unreadable: Vec<(Partition, Position, String)>,
 }
 
 /// Reads the stream and the database beyond the archive, and judges what they hold.
@@ -125,6 +128,16 @@ impl Gathered {
                 head.position == end.position && head.hash == end.hash
             })
         };
+        let unreadable: Vec<_> =
+            self.database.unreadable.iter().filter(|(partition, ..)| !ends_alike(*partition)).collect();
+        if let Some((partition, position, why)) = unreadable.first() {
+            return Some(format!(
+                "the database cannot be read in {} of the partitions, the first time in partition {partition} at position {position} \
+                 ({why}), and neither the archive nor the stream is known to hold all that stands there: give a newer archive, or \
+                 --nats-url, or --replace to go on with what could be read (what is there is kept)",
+                unreadable.len()
+            ));
+        }
         let lacking = || {
             let all = Partition::all().zip(&self.tail.partitions);
             all.filter(|(partition, tail)| tail.only_in_database > 0 && !ends_alike(*partition))
@@ -191,7 +204,7 @@ async fn read_database(
 ) -> Result<Compared, Failure> {
     // What cannot be read is damage, and is counted as such elsewhere.
     let restores = match restored::read_all(database).await {
-        Err(error) if error.is_passing() => return Err(error.into()),
+        Err(error) if !error.is_damage() => return Err(error.into()),
         restores => restores.unwrap_or_default(),
     };
     let mut compared = Compared { restores, ..Compared::default() };
@@ -207,13 +220,13 @@ async fn read_database(
     for partition in Partition::all() {
         let (head, from) = (base.heads[partition.index()], from[partition.index()]);
         // One before, to compare it with the archive's newest.
-        let mut scan = database.scan(partition, Position(from.0.saturating_sub(1)), Position(POSITION_MAX));
+        let mut readable = Readable::after(database, partition, Position(from.0.saturating_sub(1)));
         loop {
-            let rows = scan.next().await?;
-            if rows.is_empty() {
+            let events = readable.next().await?;
+            if events.is_empty() {
                 break;
             }
-            for event in rows.into_iter().flatten() {
+            for event in events {
                 if event.position == head.position && event.epoch <= head.epoch {
                     if event.hash == head.hash { compared.agree += 1 } else { compared.differ += 1 }
                 }
@@ -225,6 +238,7 @@ async fn read_database(
                 }
             }
         }
+        compared.unreadable.extend(readable.failed.map(|(position, why)| (partition, position, why)));
     }
     Ok(compared)
 }

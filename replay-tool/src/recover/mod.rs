@@ -9,6 +9,7 @@ mod examine;
 mod gather;
 mod loss;
 mod pause;
+mod readable;
 mod steps;
 mod stream;
 mod tail;
@@ -164,7 +165,12 @@ impl Drill<'_> {
         };
         let consistent = self.verify(&database).await?;
         self.resume().await;
-        self.unlock(&database).await?;
+        if consistent {
+            self.unlock(&database).await?;
+        } else {
+            // What a lock protects may be what is wrong, and nothing is to be recorded on top of that.
+            self.fact("locks", Value::Null);
+        }
         let agrees = self.reconcile(&database).await?;
         database.close().await;
         let lost = self.record.facts["lost"]["positions"].as_u64().unwrap_or(0);
@@ -183,9 +189,14 @@ impl Drill<'_> {
             return Ok(None);
         };
         archive::wait_for_other_restores(&self.context.database_url).await?;
-        let Ok(database) = Database::open_existing(&self.context.database_url).await else { return Ok(None) };
-        let told = match restored::read_all(&database).await {
+        let database = match Database::open_existing(&self.context.database_url).await {
+            Ok(database) => database,
             Err(error) if error.is_passing() => return Err(error.into()),
+            // What is there instead is looked at next.
+            Err(_) => return Ok(None),
+        };
+        let told = match restored::read_all(&database).await {
+            Err(error) if !error.is_damage() => return Err(error.into()),
             told => told.unwrap_or_default(),
         };
         let is_it = told.last().is_some_and(|restored| {
@@ -399,11 +410,18 @@ impl Drill<'_> {
 
     /// Keeps what is there, once.
     async fn backup(&mut self, examined: &Examined) -> Result<(), Failure> {
-        if !examined.state.has_something() || self.record.backup.is_some() {
+        let url = &self.context.database_url;
+        if !examined.state.has_something() && !backup::has_leftovers(url)? {
+            return Ok(());
+        }
+        // The service may have gone on since an earlier attempt.
+        let standing =
+            examined.standing.as_deref().map(|standing| blake3::hash(standing.as_bytes()).to_hex().to_string());
+        if self.record.backup.as_ref().is_some_and(|kept| kept["standing"] == json!(standing)) {
             return Ok(());
         }
         self.record.begin("back up")?;
-        let kept = backup::backup(&self.context.database_url, self.record.folder()).await?;
+        let kept = backup::backup(url, self.record.folder(), standing).await?;
         self.record.backup = Some(kept.clone());
         self.record.end(kept)
     }

@@ -5,7 +5,7 @@
 
 use std::str::FromStr;
 
-use ledger_store::Database;
+use ledger_store::{Database, StoreError, error::chain};
 use sqlx::{
     ConnectOptions, Connection, PgConnection, SqliteConnection,
     sqlite::{SqliteConnectOptions, SqliteJournalMode},
@@ -45,8 +45,12 @@ impl Pause {
                     .disable_statement_logging();
                 let mut connection = options.connect().await?;
                 if let Err(error) = sqlx::query("begin immediate").execute(&mut connection).await {
+                    let error = StoreError::from(error);
+                    if !error.is_damage() {
+                        return Err(error.into());
+                    }
                     // A file that is too damaged for a transaction takes no command either.
-                    tracing::warn!(%error, "the file cannot be locked");
+                    tracing::warn!(error = chain(&error), "the file cannot be locked");
                 }
                 Ok(Self::Sqlite(connection))
             }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
+use super::backup;
 use crate::{context::Failure, report::write_whole};
 
 const RECORD: &str = "steps.json";
@@ -140,9 +141,12 @@ impl Record {
     fn put_away(&self, folder: &Path) -> std::io::Result<()> {
         let aside = folder.join(format!("finished-{}", self.recovery_id));
         fs::create_dir_all(&aside)?;
+        let backups = fs::read_dir(folder)?
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter(|name| name.starts_with(backup::FOLDER));
         // The record last: until it is gone, this is done again.
-        for name in ["backup", "report.html", "report.json", RECORD] {
-            match fs::rename(folder.join(name), aside.join(name)) {
+        for name in backups.chain(["report.html", "report.json", RECORD].map(str::to_owned)) {
+            match fs::rename(folder.join(&name), aside.join(&name)) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
