@@ -13,10 +13,13 @@ use ledger_core::{Event, Timestamp};
 use tokio::sync::watch;
 
 /// Events that wait for the follower; past that all of them are let go. It is what is enough, a commit that was under way
-/// then and the one that was decided meanwhile: some 65 MiB.
+/// then and the one that was decided meanwhile: some 65 MiB where events have no long texts.
 const EVENTS_MAX: usize = ENOUGH_MAX + 2 * COMMIT_MAX;
 /// A commit has at most about so many events: twice what the writer takes together, and a batch of 10,000.
 const COMMIT_MAX: usize = 27_000;
+/// The same in bytes, and what is enough of them: a description and metadata may have several kilobytes.
+const BYTES_MAX: usize = 96 << 20;
+const BYTES_ENOUGH: usize = BYTES_MAX / 3;
 
 /// While so many events wait, the writer begins no further commit, so that read models stay within a second of the log
 /// even when commands could be recorded faster than they can be projected. It is what the follower does in [`ROUND`], as
@@ -46,11 +49,20 @@ pub(crate) struct Waiting {
     lost: bool,
     commits: VecDeque<Vec<Arc<Event>>>,
     events: usize,
+    bytes: usize,
 }
 
 impl Default for Waiting {
     fn default() -> Self {
-        Self { followed: false, enough: ENOUGH_MAX, taken: None, lost: false, commits: VecDeque::new(), events: 0 }
+        Self {
+            followed: false,
+            enough: ENOUGH_MAX,
+            taken: None,
+            lost: false,
+            commits: VecDeque::new(),
+            events: 0,
+            bytes: 0,
+        }
     }
 }
 
@@ -71,7 +83,8 @@ impl Waiting {
     /// Whether the follower is at work and has as much before it as it should: then the writer had better wait. A follower
     /// that has stopped holds nobody up.
     pub(crate) fn is_full(&self) -> bool {
-        self.events >= self.enough && self.taken.is_some_and(|(taken, patience)| taken.elapsed() < patience)
+        (self.events >= self.enough || self.bytes >= BYTES_ENOUGH)
+            && self.taken.is_some_and(|(taken, patience)| taken.elapsed() < patience)
     }
 
     /// A commit is durable.
@@ -79,11 +92,13 @@ impl Waiting {
         if !self.followed || events.is_empty() {
             return;
         }
-        if self.events + events.len() > EVENTS_MAX {
+        let bytes = bytes_of(&events);
+        if self.events + events.len() > EVENTS_MAX || self.bytes + bytes > BYTES_MAX {
             *self = Self { followed: true, enough: self.enough, lost: true, taken: self.taken, ..Self::default() };
             return;
         }
         self.events += events.len();
+        self.bytes += bytes;
         self.commits.push_back(events);
     }
 }
@@ -103,6 +118,7 @@ impl Feed {
             && let Some(commit) = waiting.commits.pop_front()
         {
             waiting.events -= commit.len();
+            waiting.bytes -= bytes_of(&commit);
             if taken.events.is_empty() {
                 taken.events = commit;
             } else {
@@ -146,6 +162,12 @@ impl Feed {
     }
 }
 
+/// What some events take up in memory, about: those of their texts that may be long, and the rest.
+fn bytes_of(events: &[Arc<Event>]) -> usize {
+    let text = |text: &Option<Arc<str>>| text.as_ref().map_or(0, |text| text.len());
+    events.iter().map(|event| size_of::<Event>() + 256 + text(&event.description) + text(&event.metadata)).sum()
+}
+
 /// A commit is taken whole, so more may be taken than a round should have.
 fn patience_for(events: usize, enough: usize) -> Duration {
     let rounds = u32::try_from(events.div_ceil(enough.max(1))).unwrap_or(u32::MAX);
@@ -158,6 +180,10 @@ pub(crate) fn lock(waiting: &Mutex<Waiting>) -> MutexGuard<'_, Waiting> {
 
 #[cfg(test)]
 mod tests {
+    use ledger_core::{
+        Account, AccountState, Amount, BusinessKey, Epoch, EventType, Hash, Position, SCHEMA_VERSION, TransactionId,
+    };
+
     use super::*;
 
     fn feed() -> Feed {
@@ -166,6 +192,56 @@ mod tests {
 
     fn enough(feed: &Feed) -> usize {
         lock(&feed.waiting).enough
+    }
+
+    fn event_with(metadata: &str) -> Event {
+        let (account, key) =
+            (Account::new("ann", "points").expect("valid"), BusinessKey::stored("code".into(), "id".into()));
+        let transaction_id = TransactionId::derive(&account, Epoch::FIRST, Position(1), &key);
+        Event {
+            partition: account.partition(),
+            epoch: Epoch::FIRST,
+            position: Position(1),
+            previous_position: Position::ZERO,
+            transaction_id,
+            event_type: EventType::Credited,
+            schema_version: SCHEMA_VERSION,
+            account,
+            amount: Amount::new(1).ok(),
+            released: 0,
+            related_id: None,
+            remaining: None,
+            after: AccountState { balance: 1, version: 1, ..AccountState::default() },
+            key,
+            operation_id: transaction_id.uuid(),
+            request_id: "request".into(),
+            actor: "actor".into(),
+            description: None,
+            metadata: Some(metadata.into()),
+            expires_at: None,
+            recorded_at: Timestamp::from_micros(1).expect("in range"),
+            batch: None,
+            hash: Hash::ZERO,
+        }
+    }
+
+    #[test]
+    fn long_texts_count() {
+        let feed = feed();
+        let commit = vec![Arc::new(event_with(&"x".repeat(4_096))); 1_000];
+        let _ = feed.take();
+        let mut commits = 0;
+        while !lock(&feed.waiting).is_full() {
+            lock(&feed.waiting).push(commit.clone());
+            commits += 1;
+        }
+        assert!((5..=8).contains(&commits), "32 MiB are enough, in commits of some 4.5 MB: {commits}");
+        assert_eq!(feed.take().events.len(), commits * 1_000);
+        assert_eq!(lock(&feed.waiting).bytes, 0);
+        for _ in 0..40 {
+            lock(&feed.waiting).push(commit.clone());
+        }
+        assert!(feed.take().lost, "past 96 MiB all are let go");
     }
 
     #[test]
