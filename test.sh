@@ -48,10 +48,9 @@ trap remove_clusters EXIT
 
 # The tests across crates start these programs.
 cargo build --package api --package projector --package replay-tool --package examples
+# What is built only on demand is tested with the rest.
 if command -v cargo-nextest >/dev/null; then
-    cargo nextest run --workspace "$@"
+    cargo nextest run --workspace --features replay-tool/columnar "$@"
 else
-    cargo test --workspace "$@"
+    cargo test --workspace --features replay-tool/columnar "$@"
 fi
-# What is built only on demand.
-cargo test --package replay-tool --bin replay-tool --features columnar columnar
