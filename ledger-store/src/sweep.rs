@@ -40,6 +40,10 @@ impl Extent {
     }
 }
 
+/// The most readers at a time, and the most reads of tables beside the log: on PostgreSQL each has one of a few connections
+/// for as long as it reads, and whoever finds none waits a few seconds and gives up.
+pub const READERS_MAX: usize = 6;
+
 /// Columns of [`COLUMNS`] between the position, which is the first, and the partition.
 const COLUMNS_BEFORE_PARTITION: usize = 18;
 

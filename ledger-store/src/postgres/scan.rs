@@ -14,6 +14,7 @@ use crate::{
     copied::{self, Row},
     row::{COLUMN_COUNT, Texts},
     scan::Rows,
+    sweep::READERS_MAX,
 };
 
 /// Pages are read by the primary key, whatever the planner thinks of a partition's rows: they lie all over the table, and
@@ -26,8 +27,9 @@ const BY_PRIMARY_KEY: [(&str, &str); 4] = [
     ("enable_sort", "off"),
     ("max_parallel_workers_per_gather", "0"),
 ];
-/// One for each partition that is read at a time.
+/// Readers of a sweep keep theirs to its end; some are left for who reads beside them.
 const CONNECTIONS_MAX: u32 = 8;
+const _: () = assert!(READERS_MAX + 2 <= CONNECTIONS_MAX as usize);
 
 /// Connections that read in bulk.
 pub(super) fn pool(options: &PgConnectOptions) -> PgPool {

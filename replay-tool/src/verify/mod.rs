@@ -24,7 +24,7 @@ use std::{
 
 use clap::Args;
 use ledger_core::{Account, Hash, PARTITIONS, Partition, Position, Timestamp, digest};
-use ledger_store::{Database, StoreError};
+use ledger_store::{Database, StoreError, sweep::READERS_MAX};
 use tokio::task::JoinSet;
 
 use crate::{
@@ -216,9 +216,15 @@ pub(crate) async fn verify_part(
     Ok(verified)
 }
 
-/// How many partitions are looked at at once: as many as there are cores. Each has its accounts and freezes in memory.
+/// How many partitions are looked at at once: as many as there are cores, up to what the database reads at once. Each has its
+/// accounts and freezes in memory.
 fn at_once() -> usize {
-    thread::available_parallelism().map_or(2, usize::from)
+    within(thread::available_parallelism().map_or(2, usize::from), 0)
+}
+
+/// Readers for so many cores and `besides`.
+fn within(cores: usize, besides: usize) -> usize {
+    cores.saturating_add(besides).min(READERS_MAX)
 }
 
 async fn look_around(database: &Database, options: &Options) -> Result<Around, StoreError> {

@@ -27,7 +27,7 @@ use super::{
     indexes::Indexes,
     log::{self, Depth},
     partition::{self, Around, Part},
-    places, stored,
+    places, stored, within,
 };
 use crate::{finding::Findings, progress::Progress};
 use beside::Waiting;
@@ -40,6 +40,10 @@ use replay::{Doubt, Foreseen, Replay};
 const BYTES_MAX: usize = 208 << 20;
 /// Readers besides one for each core: while one waits for its turn or for the database, the others work.
 const READERS_BESIDES: usize = 2;
+
+fn readers_at_once() -> usize {
+    within(at_once(), READERS_BESIDES)
+}
 
 /// Rows whose accounts are looked for at once.
 const AHEAD: usize = 32;
@@ -112,7 +116,7 @@ where
     let mut partitions = partitions.into_iter();
     let (mut tasks, mut done) = (JoinSet::new(), Vec::new());
     loop {
-        while tasks.len() < at_once() + READERS_BESIDES
+        while tasks.len() < readers_at_once()
             && let Some(partition) = partitions.next()
         {
             tasks.spawn(work(partition));
@@ -188,7 +192,7 @@ async fn read(sweep: &Sweep, pass: Pass, depth: Depth, progress: &Progress) -> R
     let shared = Arc::new(Mutex::new(pass));
     let turn = watch::Sender::new(0_u64);
     let mut readers = JoinSet::new();
-    for _ in 0..at_once() + READERS_BESIDES {
+    for _ in 0..readers_at_once() {
         let (sweep, shared, turn, progress) = (sweep.clone(), shared.clone(), turn.clone(), progress.clone());
         readers.spawn(async move {
             let mut sweeper = sweep.sweeper().await?;
@@ -409,7 +413,17 @@ async fn newest(database: &Database, partition: Partition, end: Position) -> Res
 
 #[cfg(test)]
 mod tests {
+    use ledger_store::sweep::READERS_MAX;
+
     use super::*;
+
+    #[test]
+    fn many_cores_make_no_more_readers_than_the_database_has_connections_for() {
+        for cores in 1..200 {
+            assert!((1..=READERS_MAX).contains(&within(within(cores, 0), READERS_BESIDES)), "{cores}");
+        }
+        assert_eq!(within(2, READERS_BESIDES), 4);
+    }
 
     #[test]
     fn half_of_the_partitions_are_put_off_while_they_have_too_much_in_memory() {
