@@ -6,7 +6,7 @@ use ledger_core::{Account, Event, Partition, Position};
 use ledger_store::{
     Database, Ledger,
     index_rows::{KeySum, key_run},
-    sweep::Extent,
+    sweep::{Extent, READERS_MAX},
 };
 use serde_json::Value;
 use tests::{
@@ -18,6 +18,7 @@ use tests::{
 
 on_both_databases!(
     a_sweep_gives_each_event_once_and_as_it_is,
+    as_many_readers_as_there_may_be_leave_room_for_others,
     the_key_index_comes_to_what_its_rows_do,
     what_agrees_is_not_looked_at_twice_and_what_does_not_is_named,
 );
@@ -110,6 +111,29 @@ async fn a_sweep_gives_each_event_once_and_as_it_is(database: NewDatabase) {
     ledger.stop().await;
 }
 
+async fn as_many_readers_as_there_may_be_leave_room_for_others(database: NewDatabase) {
+    let ledger = start(&database).await;
+    work(&ledger, "first", 5).await;
+    let opened = Database::open(&database.url).await.expect("the database opens");
+    let sweep = opened.sweep(Extent::Whole).await.expect("begun");
+    // Each has its connection until the last has read the last row.
+    let mut readers = Vec::new();
+    for _ in 0..READERS_MAX {
+        readers.push(sweep.sweeper().await.expect("connected"));
+    }
+    assert_eq!(events(&opened).await.len(), 25);
+    let partition = Partition::all().next().expect("64");
+    opened.key_sums(&[(partition, Position(1))]).await.expect("read beside them");
+    let mut chunk = sweep.chunk();
+    let mut rows = 0;
+    while readers[0].next(&mut chunk).await.expect("read").is_some() {
+        rows += chunk.raw().count();
+    }
+    assert_eq!(rows, 25);
+    drop(readers);
+    ledger.stop().await;
+}
+
 async fn the_key_index_comes_to_what_its_rows_do(database: NewDatabase) {
     let ledger = start(&database).await;
     work(&ledger, "first", 40).await;
@@ -189,6 +213,8 @@ async fn what_agrees_is_not_looked_at_twice_and_what_does_not_is_named(database:
     for (statement, kind) in [
         (format!("delete from events {at}"), "gap"),
         (format!("update events set actor = 'another' {at}"), "hash_mismatch"),
+        // Of the rows that are hashed together only this one is doubted.
+        (format!("update events set schema_version = schema_version + 1 {at}"), "hash_mismatch"),
         (format!("update events set balance = balance + 1, available = available + 1 {at}"), "hash_mismatch"),
         (
             format!(
