@@ -48,6 +48,8 @@ pub(crate) enum Kind {
     HeadMismatch,
     /// An event past the partition's head.
     BeyondHead,
+    /// The table and the index of its primary key disagree: who reads by the key reads something else than what is there.
+    KeyMismatch,
     /// The log ends before a head that was kept elsewhere.
     TruncatedTail,
     /// A head that was kept elsewhere names another event than the log has there: the log was written anew.
@@ -83,6 +85,9 @@ const REBUILD_LATER: &str = "first mend the log of this partition (replay-tool r
 pub(crate) const INDEXES: &str =
     "replay-tool export, then replay-tool import into an empty database: it makes the indexes anew";
 
+const KEY: &str = "stop the service, make the index anew (PostgreSQL: reindex table events; SQLite: reindex events), and verify \
+                   again; what is found then, or if it cannot be made, replay-tool recover mends";
+
 /// What mends the publisher's checkpoint: it says from where the stream has to be read, and nothing else.
 pub(crate) const PUBLISH_ANEW: &str = "if the stream CREDIT is sound, stop the service, delete the rows of \
                                        publisher_checkpoints and the stream, and start: all is published again";
@@ -108,6 +113,7 @@ impl Kind {
             Self::HeadMissing => "head_missing",
             Self::HeadMismatch => "head_mismatch",
             Self::BeyondHead => "beyond_head",
+            Self::KeyMismatch => "primary_key_mismatch",
             Self::TruncatedTail => "truncated_tail",
             Self::AnchorMismatch => "anchor_mismatch",
             Self::RestoreMismatch => "restore_mismatch",
@@ -138,6 +144,7 @@ impl Kind {
             | Self::CheckpointMismatch
             | Self::CheckpointMissing => REBUILD,
             Self::IndexMismatch | Self::IndexMissing | Self::IndexUnexpected => INDEXES,
+            Self::KeyMismatch => KEY,
             Self::FreezeExpired => "release it: POST /v1/unfreezes with this transaction_id as freeze_id",
             Self::LostInRestore => "nothing: the loss was recorded when the ledger was restored",
             _ => RECOVER,
@@ -330,7 +337,7 @@ impl Findings {
 
     /// Whether anything found is damage of the log itself.
     pub(crate) fn log_is_damaged(&self) -> bool {
-        self.kinds.keys().any(|kind| *kind <= Kind::BeyondHead)
+        self.kinds.keys().any(|kind| *kind <= Kind::KeyMismatch)
     }
 }
 

@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, Postgres as Driver, pool::PoolConnection};
 use super::Postgres;
 use crate::{
     StoreError, copied,
-    sweep::{Chunk, Extent},
+    sweep::{Chunk, Extent, Table},
 };
 
 /// Blocks of one chunk: some thousand rows, some milliseconds of reading.
@@ -20,13 +20,15 @@ pub(crate) struct Sweeper {
 }
 
 impl Postgres {
-    /// How many chunks the table has by now. What is committed lies in blocks that were added before. Before PostgreSQL 14
+    /// The table and how many chunks it has by now. What is committed lies in blocks that were added before. Before PostgreSQL 14
     /// each chunk would be looked for in the whole table: there is none then.
-    pub(crate) async fn sweep_chunks(&self) -> Result<u64, StoreError> {
+    pub(crate) async fn table_to_sweep(&self) -> Result<Table, StoreError> {
+        // Whatever puts all rows elsewhere writes another file.
         let sql = "select case when current_setting('server_version_num')::int >= 140000 \
-            then pg_relation_size('events') / current_setting('block_size')::bigint else 0 end";
-        let blocks: i64 = sqlx::query_scalar(sql).fetch_one(self.pool()).await?;
-        Ok(u64::try_from(blocks).unwrap_or(0).div_ceil(BLOCKS))
+            then pg_relation_size('events') / current_setting('block_size')::bigint else 0 end, \
+            coalesce(pg_relation_filenode('events')::bigint, 0)";
+        let (blocks, version): (i64, i64) = sqlx::query_as(sql).fetch_one(self.pool()).await?;
+        Ok(Table { chunks: u64::try_from(blocks).unwrap_or(0).div_ceil(BLOCKS), version })
     }
 
     pub(crate) async fn sweeper(&self, extent: Extent) -> Result<Sweeper, StoreError> {

@@ -96,7 +96,7 @@ pub(super) async fn verify(database: &Database, account: &Account, progress: &Pr
         digest: Hash::ZERO,
         is_whole: false,
         findings,
-        not_checked: NOT_CHECKED.to_vec(),
+        not_checked: NOT_CHECKED.into_iter().chain([super::key_not_compared(database)]).collect(),
         partitions: vec![(partition, replay.events)],
         took: began.elapsed().max(Duration::from_nanos(1)),
     })

@@ -188,13 +188,14 @@ pub(crate) async fn verify_part(
     };
     progress.expect(partitions.iter().fold(0, |sum: u64, partition| sum.saturating_add(head(*partition))));
     // Quickly as far as everything agrees; what does not is looked at partition by partition.
-    let (mut parts, partitions) = if options.partition.is_none() && options.since.is_none() {
-        let swept = swept::verify(database, &around, progress).await?;
-        tracing::info!(doubtful = swept.doubtful.len(), "swept");
-        (swept.parts, swept.doubtful)
-    } else {
-        (Vec::new(), partitions)
-    };
+    let swept::Swept { mut parts, doubtful: partitions, table } =
+        if options.partition.is_none() && options.since.is_none() {
+            let swept = swept::verify(database, &around, progress).await?;
+            tracing::info!(doubtful = swept.doubtful.len(), "swept");
+            swept
+        } else {
+            swept::Swept { doubtful: partitions, ..swept::Swept::default() }
+        };
     let mut tasks = JoinSet::new();
     let mut waiting = partitions.into_iter();
     loop {
@@ -211,7 +212,12 @@ pub(crate) async fn verify_part(
         );
     }
     parts.sort_by_key(|part| part.partition);
+    let is_key_compared = table.is_compared;
+    table.name(&mut parts);
     let mut verified = sum_up(parts, options, database, &around).await?;
+    if !is_key_compared {
+        verified.not_checked.push(key_not_compared(database));
+    }
     verified.took = began.elapsed();
     Ok(verified)
 }
@@ -303,6 +309,16 @@ fn not_checked(options: &Options) -> Vec<&'static str> {
         ]);
     }
     left_out
+}
+
+/// That the index through which everybody reads the log was not compared with it, and what does that.
+const fn key_not_compared(database: &Database) -> &'static str {
+    match database {
+        Database::Postgres(_) => {
+            "the index of the primary key of events against the table: `pg_amcheck --heapallindexed --table events` does that"
+        }
+        Database::Sqlite(_) => "the index of the primary key of events against the table",
+    }
 }
 
 /// The partitions that have events.

@@ -7,6 +7,7 @@ mod check;
 mod deductions;
 mod held;
 mod replay;
+mod table;
 mod tables;
 
 use std::{
@@ -34,6 +35,7 @@ use beside::Waiting;
 use check::{Checked, Checker};
 use held::{AllHeld, Held};
 use replay::{Doubt, Foreseen, Replay};
+use table::{Agreement, Rows};
 
 /// What the partitions of one pass may have in memory, besides the tool itself, which has some 90 MiB. When they have more,
 /// half of them are put off to another pass.
@@ -63,6 +65,8 @@ pub(super) struct Swept {
     pub(super) parts: Vec<Part>,
     /// The others.
     pub(super) doubtful: Vec<Partition>,
+    /// What is to be said of the table once those are looked at.
+    pub(super) table: Agreement,
 }
 
 /// A partition on its way: none once it is doubtful or put off.
@@ -80,18 +84,36 @@ pub(super) async fn verify(
 ) -> Result<Swept, StoreError> {
     let mut swept = Swept::default();
     let mut waiting: Vec<_> = Partition::all().collect();
+    let mut is_first = true;
     while !waiting.is_empty() {
         let mut pass = prepare(database, around, std::mem::take(&mut waiting), &mut swept.doubtful).await?;
         tracing::debug!("what the log is compared with is read");
         let extent = if around.depth == Depth::Full { Extent::Whole } else { Extent::Fold };
-        let sweep = database.sweep(extent).await?;
-        pass = read(&sweep, pass, around.depth, progress).await?;
+        let mut sweep = database.sweep(extent).await?;
+        let mut rows = None;
+        if is_first {
+            sweep = sweep.adding_places(table::up_to(&pass.heads));
+            rows = Some(Rows::new(pass.heads)).filter(|_| sweep.reads_the_table());
+        }
+        (pass, rows) = read(&sweep, pass, rows, around.depth, progress).await?;
         tracing::debug!("the log is read");
+        if let Some(rows) = rows {
+            swept.table = table::compare(database, &sweep, &rows).await?;
+            tracing::debug!("the table is compared with its key");
+        }
+        if pass.doubted_rows.iter().any(Option::is_some) && sweep.is_of_the_same_table().await? {
+            swept.table.doubt(&pass.doubted_rows);
+        }
+        is_first = false;
         waiting = std::mem::take(&mut pass.put_off);
         swept.doubtful.append(&mut pass.doubtful);
         finish(database, around, pass, &mut swept).await?;
         tracing::debug!("what is compared at the end is compared");
     }
+    // What is in none of the replays, such as a row after the head, is looked for by the key, too.
+    let doubted: Vec<_> = swept.table.doubted().collect();
+    let again = swept.parts.extract_if(.., |part| doubted.contains(&part.partition));
+    swept.doubtful.extend(again.map(|part| part.partition));
     swept.doubtful.sort_unstable();
     Ok(swept)
 }
@@ -102,6 +124,10 @@ struct Pass {
     slots: Slots,
     doubtful: Vec<Partition>,
     put_off: Vec<Partition>,
+    /// Where the heads stood before the log was read.
+    heads: [Option<Position>; PARTITIONS],
+    /// Of each partition the first row with which something is wrong by itself, or that came twice.
+    doubted_rows: [Option<Position>; PARTITIONS],
 }
 
 /// Does some work for each of these, as many at once as there are readers.
@@ -159,7 +185,8 @@ async fn prepare(
             doubtful.push(partition);
         }
     }
-    Ok(Pass { slots, doubtful: Vec::new(), put_off: Vec::new() })
+    let heads = array::from_fn(|index| now[index].head().map(|head| head.position));
+    Ok(Pass { slots, doubtful: Vec::new(), put_off: Vec::new(), heads, doubted_rows: [None; PARTITIONS] })
 }
 
 /// Where a partition's log stands, once all that it is compared with is read.
@@ -188,27 +215,42 @@ fn begin(around: &Around, partition: Partition, held: Option<Box<Held>>, log: Lo
 }
 
 /// Reads the log with some readers. Their chunks are folded in the order in which they lie in the database.
-async fn read(sweep: &Sweep, pass: Pass, depth: Depth, progress: &Progress) -> Result<Pass, StoreError> {
-    let shared = Arc::new(Mutex::new(pass));
+async fn read(
+    sweep: &Sweep,
+    pass: Pass,
+    counted: Option<Rows>,
+    depth: Depth,
+    progress: &Progress,
+) -> Result<(Pass, Option<Rows>), StoreError> {
+    let empty = counted.clone();
+    let shared = Arc::new(Mutex::new((pass, counted)));
     let turn = watch::Sender::new(0_u64);
     let mut readers = JoinSet::new();
     for _ in 0..readers_at_once() {
         let (sweep, shared, turn, progress) = (sweep.clone(), shared.clone(), turn.clone(), progress.clone());
+        let mut counted = empty.clone();
         readers.spawn(async move {
             let mut sweeper = sweep.sweeper().await?;
             let (mut chunk, mut checker, mut turns) = (sweep.chunk(), Checker::new(depth), turn.subscribe());
             while let Some(number) = sweeper.next(&mut chunk).await? {
                 let rows = checker.check(&chunk);
+                if let Some(counted) = &mut counted {
+                    counted.add(&rows);
+                }
                 let ours = turns.wait_for(|turn| *turn == number).await;
                 drop(ours.map_err(|_| StoreError::Inconsistent("another reader of the log ended early".to_owned()))?);
                 {
                     // A reader that panicked in its turn ends the whole reading.
-                    let mut pass = shared.lock().unwrap_or_else(PoisonError::into_inner);
+                    let (pass, _) = &mut *shared.lock().unwrap_or_else(PoisonError::into_inner);
                     pass.take_all(&rows, depth, &chunk, &mut checker);
                     pass.keep_within(BYTES_MAX);
                 }
                 progress.advance(rows.len() as u64);
                 turn.send_replace(number + 1);
+            }
+            let (_, all) = &mut *shared.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some((all, counted)) = all.as_mut().zip(counted) {
+                all.absorb(&counted);
             }
             Ok::<_, StoreError>(())
         });
@@ -216,9 +258,9 @@ async fn read(sweep: &Sweep, pass: Pass, depth: Depth, progress: &Progress) -> R
     while let Some(ended) = readers.join_next().await {
         ended.map_err(|error| StoreError::Inconsistent(format!("a reader of the log ended early: {error}")))??;
     }
-    let pass =
+    let read =
         Arc::try_unwrap(shared).map_err(|_| StoreError::Inconsistent("a reader outlived its sweep".to_owned()))?;
-    Ok(pass.into_inner().unwrap_or_else(PoisonError::into_inner))
+    Ok(read.into_inner().unwrap_or_else(PoisonError::into_inner))
 }
 
 impl Pass {
@@ -269,9 +311,12 @@ impl Pass {
             Ok(event) => slot.0.take(row, event, foreseen, chunk, checker),
             // What lies after the end is not looked at, whatever it is.
             Err(none) if none.0.is_some_and(|(_, position)| position > slot.0.end) => Ok(()),
-            Err(_) => Err(Doubt),
+            Err(none) => Err(none.0.map_or(Doubt::Other, |(_, position)| Doubt::Row(position))),
         };
-        if taken.is_err() {
+        if let Err(doubt) = taken {
+            if let Doubt::Row(position) = doubt {
+                self.doubted_rows[partition.index()].get_or_insert(position);
+            }
             self.doubt(partition);
         }
     }
@@ -431,7 +476,8 @@ mod tests {
             let partition = Partition::new(u8::try_from(index).expect("64 partitions")).expect("below 64");
             Some(Box::new((Replay::of_an_account(partition), Findings::default())))
         });
-        let mut pass = Pass { slots, doubtful: Vec::new(), put_off: Vec::new() };
+        let (heads, doubted_rows) = ([None; PARTITIONS], [None; PARTITIONS]);
+        let mut pass = Pass { slots, doubtful: Vec::new(), put_off: Vec::new(), heads, doubted_rows };
         let of_one = pass.slots[0].as_ref().expect("there").0.bytes();
         assert!(of_one > 64, "an account takes {of_one} bytes");
         pass.keep_within(64 * of_one);

@@ -39,9 +39,14 @@ pub(super) enum Foreseen {
     Called(AccountNumber),
 }
 
-/// Something of the partition does not agree, or there is no room for it here.
+/// Why a partition is looked at again.
 #[derive(Debug)]
-pub(super) struct Doubt;
+pub(super) enum Doubt {
+    /// Something of it does not agree, or there is no room for it here.
+    Other,
+    /// The row at this position is none, or was there before: if it is sound by its key, the key and the table disagree.
+    Row(Position),
+}
 
 type Agrees = Result<(), Doubt>;
 
@@ -77,7 +82,7 @@ impl Replay {
     pub(super) fn new(partition: Partition, depth: Depth, end: Position, waiting: Waiting) -> Result<Self, Doubt> {
         // Positions are kept in 32 bits.
         if end.0 >= u64::from(u32::MAX) {
-            return Err(Doubt);
+            return Err(Doubt::Other);
         }
         let mut replay = Self {
             partition,
@@ -133,16 +138,21 @@ impl Replay {
         }
         if event.position != self.position.next() {
             // A row that was there already, or no event at all.
-            if event.position <= self.position || self.early.len() == EARLY_ROWS_MAX {
-                return Err(Doubt);
+            if event.position <= self.position {
+                return Err(Doubt::Row(event.position));
             }
-            self.early.insert(event.position, row.raw.to_vec());
-            return Ok(());
+            if self.early.len() == EARLY_ROWS_MAX {
+                return Err(Doubt::Other);
+            }
+            return match self.early.insert(event.position, row.raw.to_vec()) {
+                None => Ok(()),
+                Some(_) => Err(Doubt::Row(event.position)),
+            };
         }
         self.fold(row, event, foreseen)?;
         while let Some(raw) = self.early.remove(&self.position.next()) {
             let row = checker.check_one(&raw, chunk.event(&raw));
-            let event = row.event.as_ref().map_err(|_| Doubt)?;
+            let event = row.event.as_ref().map_err(|_| Doubt::Row(self.position.next()))?;
             self.fold(&row, event, Foreseen::Nothing)?;
         }
         Ok(())
@@ -173,7 +183,7 @@ impl Replay {
         };
         let is_later = self.recorded_at.is_none_or(|before| before <= event.recorded_at);
         if !row.is_sound || !follows || !is_later || event.epoch < self.epoch {
-            return Err(Doubt);
+            return Err(Doubt::Row(event.position));
         }
         if event.epoch > self.epoch {
             self.epochs.push((event.position, event.epoch));
@@ -190,18 +200,18 @@ impl Replay {
             Foreseen::Nothing => self.accounts.find(*account_id),
         };
         let Some(number) = known else {
-            balance::follow(None, event).map_err(|_| Doubt)?;
+            balance::follow(None, event).map_err(|_| Doubt::Other)?;
             if self.depth == Depth::Full && AccountId::derive(user_id, credit_type) != *account_id {
-                return Err(Doubt);
+                return Err(Doubt::Other);
             }
-            return self.accounts.add((*account_id, user_id, credit_type), after, *position, *recorded_at).ok_or(Doubt);
+            return self.accounts.add((*account_id, user_id, credit_type), after, *position, *recorded_at).ok_or(Doubt::Other);
         };
         let (state, newest) = self.accounts.state(number);
-        balance::follow(Some((&state, newest)), event).map_err(|_| Doubt)?;
+        balance::follow(Some((&state, newest)), event).map_err(|_| Doubt::Other)?;
         let is_called =
             || matches!(foreseen, Foreseen::Called(_)) || self.accounts.is_called(number, user_id, credit_type);
         if self.depth == Depth::Full && !is_called() {
-            return Err(Doubt);
+            return Err(Doubt::Other);
         }
         self.accounts.set(number, after, *position, *recorded_at);
         Ok(number)
@@ -209,12 +219,12 @@ impl Replay {
 
     fn fold_originals(&mut self, event: &BareEvent<'_>, account: AccountNumber) -> Agrees {
         let units = event.amount.map_or(0, Amount::units);
-        let position = u32::try_from(event.position.0).map_err(|_| Doubt)?;
+        let position = u32::try_from(event.position.0).map_err(|_| Doubt::Other)?;
         let is_full = self.depth == Depth::Full;
         if let Some(id) = event.related_id {
             // That it is an earlier one of this partition, the shape of the event says.
             let (_, epoch, original) = id.locate();
-            let at = u32::try_from(original.0).map_err(|_| Doubt)?;
+            let at = u32::try_from(original.0).map_err(|_| Doubt::Other)?;
             let left = match event.event_type {
                 EventType::Deducted => self.freezes.settle(at, id, account, units, event.released),
                 EventType::Unfrozen => self.freezes.settle(at, id, account, 0, units),
@@ -224,7 +234,7 @@ impl Replay {
                 _ => None,
             };
             if left.is_none() || left != event.remaining {
-                return Err(Doubt);
+                return Err(Doubt::Other);
             }
         }
         match event.event_type {
@@ -238,7 +248,7 @@ impl Replay {
                     business_code: event.business_code,
                     business_id: event.business_id,
                 };
-                self.freezes.add(position, &freeze).ok_or(Doubt)?;
+                self.freezes.add(position, &freeze).ok_or(Doubt::Other)?;
             }
             EventType::Deducted if is_full => self.deductions.add(position, event.transaction_id, account, units),
             _ => {}
@@ -289,25 +299,25 @@ impl Replay {
         if self.waiting.places.are_due(at) {
             let head = event.map_or(Head::EMPTY, |event| Head { epoch: event.epoch, position: at, hash: event.hash });
             if !self.waiting.places.agree_at(at, &head, event.is_some()) {
-                return Err(Doubt);
+                return Err(Doubt::Other);
             }
         }
         if let Some((_, digest)) = self.waiting.balances.take_if(|(checkpoint, _)| *checkpoint == at)
             && digest != self.digest_of_balances()
         {
-            return Err(Doubt);
+            return Err(Doubt::Other);
         }
         if let Some((_, digest)) = self.waiting.freezes.take_if(|(checkpoint, _)| *checkpoint == at)
             && digest != self.digest_of_freezes()
         {
-            return Err(Doubt);
+            return Err(Doubt::Other);
         }
         let is_at_checkpoint =
             |waiting: &Waiting| waiting.indexes.as_ref().is_some_and(|(checkpoint, _)| *checkpoint == at);
         if is_at_checkpoint(&self.waiting)
             && self.waiting.indexes.as_ref().map(|(_, sums)| sums) != Some(&self.index_sums())
         {
-            return Err(Doubt);
+            return Err(Doubt::Other);
         }
         Ok(())
     }
@@ -347,21 +357,21 @@ impl Replay {
     /// What it came to, once all rows were taken. `head` is the newest event's, where rows come without their hashes.
     pub(super) fn finish(&mut self, head: Option<&Head>) -> Result<Outcome, Doubt> {
         if self.position != self.end || !self.early.is_empty() {
-            return Err(Doubt);
+            return Err(Doubt::Other);
         }
         if let Some(head) = head {
             let is_event = self.end > Position::ZERO;
             if !self.waiting.places.agree_at(self.end, head, is_event) {
-                return Err(Doubt);
+                return Err(Doubt::Other);
             }
         }
         let waiting = &self.waiting;
         let is_passed = waiting.indexes.as_ref().is_none_or(|(checkpoint, _)| *checkpoint <= self.end);
         if !waiting.places.are_done() || waiting.balances.is_some() || waiting.freezes.is_some() || !is_passed {
-            return Err(Doubt);
+            return Err(Doubt::Other);
         }
         if self.has_repeated_keys() {
-            return Err(Doubt);
+            return Err(Doubt::Other);
         }
         let mut digest = PartitionDigest::default();
         self.freezes().for_each(|freeze| digest.add_freeze(&freeze));
