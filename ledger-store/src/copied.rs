@@ -244,6 +244,11 @@ impl<'r> Row<'r> {
         self.required(column, small)
     }
 
+    /// The next column, a `boolean`.
+    pub fn boolean(&mut self, column: &'static str) -> Result<bool, Damage> {
+        self.required(column, boolean)
+    }
+
     /// The next column, a `uuid`.
     pub fn uuid(&mut self, column: &'static str) -> Result<Uuid, Damage> {
         self.required(column, uuid)

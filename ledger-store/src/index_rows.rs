@@ -4,12 +4,12 @@
 
 mod hash;
 
-use ledger_core::{Event, Partition, Position};
+use ledger_core::{AccountId, AccountState, Event, Partition, Position};
 use uuid::Uuid;
 
 use crate::{
     Database, StoreError,
-    index::{KEY_RUN_BITS, keys_of},
+    index::{KEY_RUN_BITS, keys_of, unseal},
 };
 
 /// Each so-manieth version of an account has a row of its own in `history_positions`.
@@ -33,12 +33,30 @@ pub const fn positions_of(run: u32) -> (Position, Position) {
 pub struct IndexRows {
     /// Up to where the indexes hold the log, by the checkpoint that was read with them; none if there is no such row.
     pub checkpoint: Option<i64>,
-    /// The newest event of an account; an id that is none is absent.
-    pub accounts: Vec<(Option<Uuid>, i64)>,
+    /// The newest event of an account, and what the row says that it left the account with.
+    pub accounts: Vec<AccountRow>,
     /// The newest event about an original.
     pub related: Vec<(i64, i64)>,
     /// An account's version and where it is.
     pub history: Vec<(Option<Uuid>, i64, i64)>,
+}
+
+/// A row that says where the newest event of an account is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AccountRow {
+    /// None where it is no id.
+    pub id: Option<Uuid>,
+    pub position: i64,
+    /// What the account holds by this row, which is believed because its seal is whole; none where the event is read.
+    pub state: Option<AccountState>,
+}
+
+impl AccountRow {
+    pub(crate) fn new(id: Option<Uuid>, position: i64, numbers: [i64; 3], locked: bool, sealed: i64) -> Self {
+        let state = id.and_then(AccountId::stored).zip(u64::try_from(position).ok());
+        let state = state.and_then(|(id, at)| unseal(id, Position(at), numbers, locked, sealed));
+        Self { id, position, state }
+    }
 }
 
 /// A row of the key index: 64 bits of the business key, 64 bits of the account, and a position.

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use super::Postgres;
 use crate::{
     StoreError,
-    index_rows::{IndexRows, KeyRow, KeySum, KeySums},
+    index_rows::{AccountRow, IndexRows, KeyRow, KeySum, KeySums},
     row::stored,
 };
 
@@ -20,8 +20,10 @@ impl Postgres {
             .bind(number)
             .fetch_optional(&mut *transaction)
             .await?;
-        let (accounts, positions): (Vec<Uuid>, Vec<i64>) = sqlx::query_as(
-            "select coalesce(array_agg(account_id), '{}'), coalesce(array_agg(position), '{}') \
+        let accounts: AccountColumns = sqlx::query_as(
+            "select coalesce(array_agg(account_id), '{}'), coalesce(array_agg(position), '{}'), \
+             coalesce(array_agg(balance), '{}'), coalesce(array_agg(frozen), '{}'), \
+             coalesce(array_agg(version), '{}'), coalesce(array_agg(locked), '{}'), coalesce(array_agg(seal), '{}') \
              from account_positions where partition = $1",
         )
         .bind(number)
@@ -44,7 +46,7 @@ impl Postgres {
         transaction.rollback().await?;
         Ok(IndexRows {
             checkpoint,
-            accounts: accounts.into_iter().map(Some).zip(positions).collect(),
+            accounts: account_rows(accounts),
             related: originals.into_iter().zip(newest).collect(),
             history: of.into_iter().zip(versions).zip(at).map(|((id, version), at)| (Some(id), version, at)).collect(),
         })
@@ -102,6 +104,16 @@ impl Postgres {
         found.truncate(limit);
         Ok(found)
     }
+}
+
+/// Id, position, balance, frozen, version, lock and seal.
+type AccountColumns = (Vec<Uuid>, Vec<i64>, Vec<i64>, Vec<i64>, Vec<i64>, Vec<bool>, Vec<i64>);
+
+fn account_rows((ids, positions, balances, frozen, versions, locked, seals): AccountColumns) -> Vec<AccountRow> {
+    let numbers = balances.into_iter().zip(frozen).zip(versions).map(|((balance, frozen), version)| [balance, frozen, version]);
+    let rows = ids.into_iter().zip(positions).zip(numbers).zip(locked).zip(seals);
+    rows.map(|((((id, position), numbers), locked), seal)| AccountRow::new(Some(id), position, numbers, locked, seal))
+        .collect()
 }
 
 /// Of each run its partition and number, how many rows it has, what they come to, and the largest position.

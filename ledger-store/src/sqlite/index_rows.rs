@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{Sqlite, scan};
 use crate::{
     StoreError,
-    index_rows::{IndexRows, KeyRow, KeySum, KeySums},
+    index_rows::{AccountRow, IndexRows, KeyRow, KeySum, KeySums},
 };
 
 impl Sqlite {
@@ -20,12 +20,13 @@ impl Sqlite {
             let transaction = connection.transaction()?;
             let checkpoint = "select position from index_checkpoints where partition = ?";
             let checkpoint = transaction.query_row(checkpoint, (number,), |row| row.get(0)).optional()?;
-            let accounts = "select account_id, position from account_positions where partition = ?";
+            let accounts = "select account_id, position, balance, frozen, version, locked, seal \
+                            from account_positions where partition = ?";
             let related = "select original_position, position from related_positions where partition = ?";
             let history = "select account_id, version, position from history_positions where partition = ?";
             Ok(IndexRows {
                 checkpoint,
-                accounts: all(&transaction, accounts, (number,), |row| Ok((id(row)?, row.get(1)?)))?,
+                accounts: all(&transaction, accounts, (number,), account)?,
                 related: all(&transaction, related, (number,), |row| Ok((row.get(0)?, row.get(1)?)))?,
                 history: all(&transaction, history, (number,), |row| Ok((id(row)?, row.get(1)?, row.get(2)?)))?,
             })
@@ -116,6 +117,11 @@ fn all<T>(
         rows.push(read(row)?);
     }
     Ok(rows)
+}
+
+fn account(row: &Row<'_>) -> rusqlite::Result<AccountRow> {
+    let numbers = [row.get(2)?, row.get(3)?, row.get(4)?];
+    Ok(AccountRow::new(id(row)?, row.get(1)?, numbers, row.get::<_, i64>(5)? != 0, row.get(6)?))
 }
 
 fn id(row: &Row<'_>) -> rusqlite::Result<Option<Uuid>> {

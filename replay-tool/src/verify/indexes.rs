@@ -4,10 +4,10 @@
 //! at row by row. What is written after the checkpoint, while others look, is compared with its own events.
 
 use foldhash::{HashMap, HashSet};
-use ledger_core::{AccountId, Event, Partition, Position};
+use ledger_core::{AccountId, AccountState, Event, Partition, Position};
 use ledger_store::{
     Database, StoreError,
-    index_rows::{HISTORY_STRIDE, IndexRows, KeyRow, key_rows_of, key_run, positions_of},
+    index_rows::{AccountRow, HISTORY_STRIDE, IndexRows, KeyRow, key_rows_of, key_run, positions_of},
 };
 use uuid::Uuid;
 
@@ -55,7 +55,7 @@ pub(super) struct Indexes {
 /// What the event at such a place must be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Newer {
-    Account(Uuid),
+    Account(Uuid, Option<AccountState>),
     About(Position),
     History(Uuid, i64),
     Key(KeyRow),
@@ -119,15 +119,29 @@ impl Indexes {
         None
     }
 
-    fn compare_accounts(&mut self, rows: Vec<(Option<Uuid>, i64)>, replay: &Replay, findings: &mut Findings) {
+    fn compare_accounts(&mut self, rows: Vec<AccountRow>, replay: &Replay, findings: &mut Findings) {
         let mut seen: HashSet<AccountId> = HashSet::default();
-        for (id, found) in rows {
+        for AccountRow { id, position: found, state } in rows {
             let known = id.and_then(AccountId::stored).and_then(|id| replay.accounts.get(&id));
             if let Some(known) = known {
                 seen.insert(known.account.id());
             }
-            let Some(found) = self.due(found, || Newer::Account(id.unwrap_or_default())) else { continue };
+            let Some(found) = self.due(found, || Newer::Account(id.unwrap_or_default(), state)) else { continue };
             let expected = known.map(|known| known.position);
+            if let (Some(known), Some(state)) = (known, state)
+                && known.position == found
+                && known.state != state
+            {
+                // A row whose seal is broken is worth its position alone. This one is believed as it stands.
+                if replay.doubts.covers(found) {
+                    findings.consequences += 1;
+                    continue;
+                }
+                let (expected, found_text) = (sealed(&known.state), sealed(&state));
+                let finding = Finding::at(Kind::IndexMismatch, self.partition, found, expected, found_text);
+                findings.push(finding.owned_by(&known.account));
+                continue;
+            }
             if let Some(finding) = self.differs("account_positions", expected, Some(found), &replay.doubts, findings) {
                 let whose = id.map_or_else(|| "an account_id that is none".to_owned(), |id| format!("account {id}"));
                 findings.push(match known {
@@ -335,7 +349,9 @@ impl Indexes {
 impl Newer {
     fn fits(&self, event: &Event) -> bool {
         match self {
-            Self::Account(id) => event.account.id().uuid() == *id,
+            Self::Account(id, state) => {
+                event.account.id().uuid() == *id && state.is_none_or(|state| state == event.after)
+            }
             Self::About(original) => event.related_id.is_some_and(|id| id.locate().2 == *original),
             Self::History(id, version) => {
                 event.account.id().uuid() == *id && u64::try_from(*version) == Ok(event.after.version)
@@ -346,12 +362,24 @@ impl Newer {
 
     fn in_words(&self) -> (&'static str, String) {
         match self {
-            Self::Account(id) => ("account_positions", format!("of account {id}")),
+            Self::Account(id, None) => ("account_positions", format!("of account {id}")),
+            Self::Account(id, Some(state)) => {
+                ("account_positions", format!("of account {id} that left it with {}", in_words(state)))
+            }
             Self::About(original) => ("related_positions", format!("about the one at position {original}")),
             Self::History(id, version) => ("history_positions", format!("of account {id} version {version}")),
             Self::Key(row) => ("key_positions", format!("with business_hash {}", row.business.cast_signed())),
         }
     }
+}
+
+fn sealed(state: &AccountState) -> String {
+    format!("{} in account_positions", in_words(state))
+}
+
+fn in_words(state: &AccountState) -> String {
+    let AccountState { balance, frozen, version, locked } = state;
+    format!("balance {balance} frozen {frozen} version {version}{}", if *locked { " locked" } else { "" })
 }
 
 fn about(finding: Finding, original: Position) -> Finding {

@@ -290,7 +290,7 @@ async fn sum_up(
 fn not_checked(options: &Options) -> Vec<&'static str> {
     let mut left_out = Vec::new();
     if options.partition.is_some() {
-        left_out.extend(["the other partitions", "atomic batches, which cross partitions"]);
+        left_out.extend(["the other partitions", "atomic batches and compensations, which cross partitions"]);
     }
     if options.since.is_some() {
         left_out.extend([
@@ -299,12 +299,12 @@ fn not_checked(options: &Options) -> Vec<&'static str> {
             "the indexes and the read models",
         ]);
         if options.partition.is_none() {
-            left_out.push("atomic batches");
+            left_out.push("atomic batches and compensations");
         }
     }
     if options.depth == Depth::Fold {
         left_out.extend([
-            "hashes, ids, business keys, refunds' originals and atomic batches",
+            "hashes, ids, business keys, refunds' originals, atomic batches and compensations",
             "the indexes and the read models",
         ]);
     }

@@ -2,7 +2,7 @@
 //! named, so only what they come to is kept. Rows that do not agree are read again by whoever names them.
 
 use blake3::Hasher;
-use ledger_core::{AccountId, Freeze, Hash, Partition, Position, digest::PartitionDigest};
+use ledger_core::{AccountId, AccountState, Freeze, Hash, Partition, Position, digest::PartitionDigest};
 use ledger_store::index_rows::KeyRow;
 
 use super::held::Held;
@@ -25,12 +25,15 @@ pub(super) struct Waiting {
     pub(super) balances: Option<(Position, Hash)>,
     pub(super) freezes: Option<(Position, (Hash, Hash))>,
     pub(super) indexes: Option<(Position, IndexSums)>,
+    /// Accounts whose states are not compared, by 64 bits of their ids, ascending.
+    pub(super) unsealed: Vec<u64>,
 }
 
 /// What the rows of the indexes but for the keys come to.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct IndexSums {
     pub(super) accounts: Sum,
+    pub(super) states: Sum,
     pub(super) related: Sum,
     pub(super) history: Sum,
 }
@@ -48,7 +51,7 @@ impl Waiting {
         let head = places::check_stand(partition, &around.heads[index], kinds, "partition_heads", findings)?;
         let mut places = Places::new(partition, Some(head.epoch));
         places.add(head, Witness::Head);
-        let mut waiting = Self { places, head: head.position, balances: None, freezes: None, indexes: None };
+        let mut waiting = Self { places, head: head.position, balances: None, freezes: None, indexes: None, unsealed: Vec::new() };
         let Some(held) = held else { return Some(waiting) };
         partition::add_witnesses(partition, around, &mut waiting.places, findings);
         if held.is_damaged {
@@ -66,6 +69,9 @@ impl Waiting {
             // It only moves forward: what is in the rows is at least what it promised before.
             let at = held.indexes_at.filter(|at| held.newest_indexed <= *at)?;
             waiting.indexes = Some((at, held.indexes));
+            waiting.unsealed = held.unsealed;
+            waiting.unsealed.sort_unstable();
+            waiting.unsealed.shrink_to_fit();
         }
         Some(waiting)
     }
@@ -82,6 +88,17 @@ impl Waiting {
 impl IndexSums {
     pub(super) fn add_account(&mut self, id: AccountId, newest: Position) {
         self.accounts.add(&row(id, 0, newest));
+    }
+
+    /// Adds what an account's row says that it holds.
+    pub(super) fn add_state(&mut self, id: AccountId, state: &AccountState) {
+        let AccountState { balance, frozen, locked, version } = *state;
+        let (high, low) = id.uuid().as_u64_pair();
+        // Each number with a place of its own, so that no two of them make up for each other.
+        for (place, number) in [balance, frozen, version << 1 | u64::from(locked)].into_iter().enumerate() {
+            let business = high ^ (place as u64) << 40;
+            self.states.add(&KeyRow { business, account: low, position: number.cast_signed() });
+        }
     }
 
     pub(super) fn add_related(&mut self, original: Position, newest: Position) {

@@ -10,7 +10,7 @@ use ledger_store::{
     Database, StoreError,
     bulk::Table,
     copied::{
-        As::{Bytes, Id, Number, Small, Text, Time},
+        As::{Boolean, Bytes, Id, Number, Small, Text, Time},
         Row,
     },
 };
@@ -74,7 +74,16 @@ const TABLES: [Table; 7] = [
     Table { name: "index_checkpoints", columns: &[("partition", Small), ("position", Number)], order: "partition" },
     Table {
         name: "account_positions",
-        columns: &[("partition", Small), ("account_id", Id), ("position", Number)],
+        columns: &[
+            ("partition", Small),
+            ("account_id", Id),
+            ("position", Number),
+            ("balance", Number),
+            ("frozen", Number),
+            ("version", Number),
+            ("locked", Boolean),
+            ("seal", Number),
+        ],
         order: "partition, account_id",
     },
     Table {
@@ -99,6 +108,8 @@ pub(super) struct Held {
     /// Up to where the indexes hold the log, by the checkpoint that was read with them.
     pub(super) indexes_at: Option<Position>,
     pub(super) indexes: IndexSums,
+    /// The accounts whose rows say nothing but a position, by 64 bits of their ids: those that a restore wrote.
+    pub(super) unsealed: Vec<u64>,
     /// The newest position that the indexes name.
     pub(super) newest_indexed: Position,
     /// Some row is no row that agrees with anything.
@@ -149,6 +160,7 @@ impl Held {
             freezes: FreezesDigest::default(),
             indexes_at: None,
             indexes: IndexSums::default(),
+            unsealed: Vec::new(),
             newest_indexed: Position::ZERO,
             is_damaged: false,
         }
@@ -234,6 +246,15 @@ impl Held {
         let id = AccountId::stored(row.uuid("account_id").ok()?)?;
         let position = self.indexed(&mut row)?;
         self.indexes.add_account(id, position);
+        let (balance, frozen) = (unsigned(&mut row, "balance")?, unsigned(&mut row, "frozen")?);
+        let version = unsigned(&mut row, "version")?;
+        let state = AccountState { balance, frozen, locked: row.boolean("locked").ok()?, version };
+        if state == AccountState::default() && row.number("seal").ok()? == 0 {
+            self.unsealed.push(id.short());
+        } else {
+            // Whether the seal is whole is not asked: a row that says what the log does is right either way.
+            self.indexes.add_state(id, &state);
+        }
         Some(())
     }
 

@@ -118,6 +118,7 @@ impl Replay {
             + self.freezes.bytes()
             + self.keys.bytes()
             + self.newest_about.len() * OF_A_MAP
+            + self.waiting.unsealed.len() * size_of::<u64>()
     }
 
     pub(super) const fn accounts(&self) -> &Accounts {
@@ -319,12 +320,20 @@ impl Replay {
         {
             return Err(Doubt::Other);
         }
+        if is_at_checkpoint(&self.waiting) {
+            self.waiting.unsealed = Vec::new();
+        }
         Ok(())
     }
 
     fn index_sums(&self) -> IndexSums {
         let mut sums = IndexSums { history: self.history, ..IndexSums::default() };
-        self.accounts.newest().for_each(|(id, newest)| sums.add_account(id, newest));
+        for (id, state, newest) in self.accounts.newest() {
+            sums.add_account(id, newest);
+            if self.waiting.unsealed.binary_search(&id.short()).is_err() {
+                sums.add_state(id, &state);
+            }
+        }
         for (original, newest) in &self.newest_about {
             sums.add_related(Position((*original).into()), Position((*newest).into()));
         }
@@ -419,6 +428,7 @@ impl Replay {
             balances: None,
             freezes: None,
             indexes: None,
+            unsealed: Vec::new(),
         };
         let mut replay = Self::new(partition, Depth::Full, Position(9), waiting).expect("nothing to doubt");
         let account = (AccountId::derive("ann", "points"), "ann", "points");

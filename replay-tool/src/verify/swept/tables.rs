@@ -243,9 +243,9 @@ impl Accounts {
         (row.position, row.updated_at) = (position, updated_at);
     }
 
-    /// Each account's id and its newest event.
-    pub(super) fn newest(&self) -> impl Iterator<Item = (AccountId, Position)> {
-        self.rows.iter().map(|row| (row.id, row.position))
+    /// Each account's id, what it holds and its newest event.
+    pub(super) fn newest(&self) -> impl Iterator<Item = (AccountId, AccountState, Position)> {
+        self.rows.iter().map(|row| (row.id, state_of(row), row.position))
     }
 
     /// Hands out each account in the order of the ids: its id, user and type of credit, what it holds, its newest event and
