@@ -76,6 +76,29 @@ impl Table {
         }
     }
 
+    /// Does `what` (`delete from …`, `update … set …`) to the row of an operation, durably.
+    pub(crate) async fn change(
+        database: &Database,
+        what: &str,
+        partition: u8,
+        operation: &str,
+    ) -> Result<(), StoreError> {
+        let change = format!("{what} where partition = $1 and operation_id = $2");
+        match database {
+            Database::Postgres(database) => {
+                let change = sqlx::query(AssertSqlSafe(format!("{change}::uuid")));
+                change.bind(i16::from(partition)).bind(operation.to_owned()).execute(database.pool()).await?;
+            }
+            Database::Sqlite(database) => {
+                let mut turn = database.durable_turn().await;
+                sqlx::query("pragma synchronous = full").execute(&mut *turn).await?;
+                let change = sqlx::query(AssertSqlSafe(change));
+                change.bind(i64::from(partition)).bind(operation.to_owned()).execute(&mut *turn).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Writes rows without waiting for the disk.
     pub(crate) async fn insert_relaxed(&self, database: &Database, rows: &[impl Serialize]) -> Result<(), StoreError> {
         match database {

@@ -1,9 +1,10 @@
 //! Operations: what was recorded under one id, the flows that callers describe, and the reversal of all of it.
 
-use std::{future::Future, sync::Arc};
+use std::{collections::HashMap, future::Future, sync::Arc};
 
 use ledger_core::{
-    Account, BusinessKey, Command, Event, PARTITIONS, Position, Provenance, Rejection, Timestamp, TransactionId,
+    Account, BusinessKey, Command, Event, PARTITIONS, Partition, Position, Provenance, Rejection, Timestamp,
+    TransactionId,
     operation::{self, Reversal},
 };
 use serde::{Deserialize, Serialize};
@@ -57,6 +58,14 @@ impl Compensation {
             reversals: event.batch.map_or(1, |mark| mark.size),
         })
     }
+}
+
+/// What the events of the log tell of a compensation, and the row of it: they say the same, or one of them is not there.
+#[derive(Debug, Clone)]
+pub struct Contradiction {
+    /// With the first of its events.
+    pub told: Option<(Compensation, Event)>,
+    pub row: Option<Compensation>,
 }
 
 /// A row of a flow: its opening (number 0), or what became of a step.
@@ -267,6 +276,76 @@ impl Database {
             found.extend(COMPENSATIONS.select(self, &rest, &[]).await?);
         }
         Ok(found)
+    }
+}
+
+impl Database {
+    /// The compensations of which the log and the rows say different things, up to some head that the log had meanwhile. Those
+    /// that reversed nothing are not among them: only their rows tell of them. Reads the whole log.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be read.
+    pub async fn contradicted_compensations(&self) -> Result<Vec<Contradiction>, StoreError> {
+        // The rows first: the events of each of them are in the log by the time that is read.
+        let mut rows = self.all_compensations().await?;
+        let heads = self.heads().await?;
+        let mut found = Vec::new();
+        for partition in Partition::all() {
+            let mut scan = self.scan(partition, Position::ZERO, heads[partition.index()].position);
+            loop {
+                let events = scan.next().await?;
+                if events.is_empty() {
+                    break;
+                }
+                for event in events.into_iter().flatten() {
+                    if event.batch.is_some_and(|mark| mark.index > 0) {
+                        continue;
+                    }
+                    let Some(told) = Compensation::told_by(&event) else { continue };
+                    let row = match rows.remove(&(told.partition, told.operation_id)) {
+                        // Or it was written after the rows were read.
+                        None => self.compensation(told.operation_id).await?,
+                        row => row,
+                    };
+                    if row.as_ref().map(|row| row.reversals) != Some(told.reversals) {
+                        found.push(Contradiction { told: Some((told, event)), row });
+                    }
+                }
+            }
+        }
+        let untold = rows.into_values().filter(|row| row.reversals > 0);
+        found.extend(untold.map(|row| Contradiction { told: None, row: Some(row) }));
+        Ok(found)
+    }
+
+    /// Makes the rows of compensations say what the log does; tells how many did not. Commands may go on meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// When the database cannot be read or written.
+    pub async fn mend_compensations(&self) -> Result<usize, StoreError> {
+        let contradicted = self.contradicted_compensations().await?;
+        for Contradiction { told, row } in &contradicted {
+            let what = match (told, row) {
+                // What the log did not tell of then it will never tell of.
+                (None, _) => "delete from compensations".to_owned(),
+                (Some((told, _)), Some(_)) => format!("update compensations set reversals = {}", told.reversals),
+                (Some((told, _)), None) => {
+                    COMPENSATIONS.insert(self, std::slice::from_ref(told)).await?;
+                    continue;
+                }
+            };
+            if let Some(row) = row {
+                Table::change(self, &what, row.partition, &row.operation_id.to_string()).await?;
+            }
+        }
+        Ok(contradicted.len())
+    }
+
+    async fn all_compensations(&self) -> Result<HashMap<(u8, Uuid), Compensation>, StoreError> {
+        let rows: Vec<Compensation> = COMPENSATIONS.select(self, "", &[]).await?;
+        Ok(rows.into_iter().map(|row| ((row.partition, row.operation_id), row)).collect())
     }
 }
 

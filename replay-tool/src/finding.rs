@@ -68,6 +68,10 @@ pub(crate) enum Kind {
     IndexMismatch,
     IndexMissing,
     IndexUnexpected,
+    /// The events that reversed an operation and the row that closes it say different things.
+    CompensationMismatch,
+    CompensationMissing,
+    CompensationUnexpected,
     /// A checkpoint names no event of the log, is ahead of it, or cannot be read.
     CheckpointMismatch,
     CheckpointMissing,
@@ -85,6 +89,7 @@ const REBUILD_LATER: &str = "first mend the log of this partition (replay-tool r
 pub(crate) const INDEXES: &str =
     "replay-tool export, then replay-tool import into an empty database: it makes the indexes anew";
 
+const COMPENSATIONS: &str = "replay-tool rebuild --compensations";
 const KEY: &str = "stop the service, make the index anew (PostgreSQL: reindex table events; SQLite: reindex events), and verify \
                    again; what is found then, or if it cannot be made, replay-tool recover mends";
 
@@ -126,6 +131,9 @@ impl Kind {
             Self::IndexMismatch => "index_mismatch",
             Self::IndexMissing => "index_missing",
             Self::IndexUnexpected => "index_unexpected",
+            Self::CompensationMismatch => "compensation_mismatch",
+            Self::CompensationMissing => "compensation_missing",
+            Self::CompensationUnexpected => "compensation_unexpected",
             Self::CheckpointMismatch => "checkpoint_mismatch",
             Self::CheckpointMissing => "checkpoint_missing",
             Self::FreezeExpired => "freeze_expired",
@@ -144,6 +152,7 @@ impl Kind {
             | Self::CheckpointMismatch
             | Self::CheckpointMissing => REBUILD,
             Self::IndexMismatch | Self::IndexMissing | Self::IndexUnexpected => INDEXES,
+            Self::CompensationMismatch | Self::CompensationMissing | Self::CompensationUnexpected => COMPENSATIONS,
             Self::KeyMismatch => KEY,
             Self::FreezeExpired => "release it: POST /v1/unfreezes with this transaction_id as freeze_id",
             Self::LostInRestore => "nothing: the loss was recorded when the ledger was restored",

@@ -33,6 +33,10 @@ pub(crate) struct Arguments {
     /// Only this account's rows, in both read models: they are mended where they stand, all others stay as they are.
     #[arg(long, value_name = "USER/CREDIT_TYPE", value_parser = parse_account, conflicts_with = "read_model")]
     account: Option<Account>,
+    /// Only the rows that say which operations are closed, as far as the log tells of what reversed them: the read models stay as
+    /// they are.
+    #[arg(long, conflicts_with_all = ["read_model", "account", "max_rate"])]
+    compensations: bool,
     /// Replay at most so many events a second, to leave the machine to the service. What is written meanwhile is folded in as
     /// fast as it comes.
     #[arg(long, value_name = "EVENTS_PER_SECOND", value_parser = parse_rate)]
@@ -68,6 +72,13 @@ pub(crate) async fn run(context: &Context, arguments: &Arguments) -> Result<Outc
     let database = context.open().await?;
     let models = arguments.read_model.map_or(ReadModel::ALL.to_vec(), |name| vec![name.into()]);
     let options = Options { models, max_rate: arguments.max_rate, ..Options::default() };
+    if arguments.compensations {
+        let mended = database.mend_compensations().await;
+        database.close().await;
+        let mended = mended?;
+        let lines = vec![("mended", format!("{mended} rows"))];
+        return show(Ok((lines, json!({ "rebuilt": true, "rows_mended": mended }))), context.json);
+    }
     let done = match &arguments.account {
         Some(account) => mend(&database, account, &options).await,
         None => rebuild_all(&database, &options).await,

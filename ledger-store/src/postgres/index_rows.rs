@@ -110,7 +110,8 @@ impl Postgres {
 type AccountColumns = (Vec<Uuid>, Vec<i64>, Vec<i64>, Vec<i64>, Vec<i64>, Vec<bool>, Vec<i64>);
 
 fn account_rows((ids, positions, balances, frozen, versions, locked, seals): AccountColumns) -> Vec<AccountRow> {
-    let numbers = balances.into_iter().zip(frozen).zip(versions).map(|((balance, frozen), version)| [balance, frozen, version]);
+    let numbers =
+        balances.into_iter().zip(frozen).zip(versions).map(|((balance, frozen), version)| [balance, frozen, version]);
     let rows = ids.into_iter().zip(positions).zip(numbers).zip(locked).zip(seals);
     rows.map(|((((id, position), numbers), locked), seal)| AccountRow::new(Some(id), position, numbers, locked, seal))
         .collect()

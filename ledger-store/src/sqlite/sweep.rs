@@ -48,7 +48,11 @@ impl Sqlite {
         let (first, last, promised, version): (Option<i64>, Option<i64>, f64, i64) =
             sqlx::query_as(sql).fetch_one(self.readers()).await?;
         let chunks = u64::try_from(last.unwrap_or(0)).unwrap_or(0) / ROWS + 1;
-        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a damaged head may promise anything")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "a damaged head may promise anything"
+        )]
         let expected = promised as u64 / ROWS;
         let is_far = first.is_some_and(|first| first < -stored(ROWS))
             || chunks > expected.saturating_mul(2).saturating_add(CHUNKS_BESIDES);

@@ -368,6 +368,9 @@ impl Drill<'_> {
         }
         self.record.begin("rebuild")?;
         let rebuilt = archive::make_read_models(&database).await?;
+        if examined.why.contains("compensation_") {
+            database.mend_compensations().await?;
+        }
         self.record.end(json!({ "events": rebuilt.events, "digest": rebuilt.digest }))?;
         self.fact("action", json!("rebuilt"));
         self.fact("mended", json!([examined.why]));

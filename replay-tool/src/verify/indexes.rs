@@ -35,6 +35,11 @@ impl Sum {
         self.rows += 1;
         self.sum = self.sum.wrapping_add(mixed ^ mixed >> 32);
     }
+
+    pub(super) const fn absorb(&mut self, other: Self) {
+        self.rows += other.rows;
+        self.sum = self.sum.wrapping_add(other.sum);
+    }
 }
 
 /// What the log makes of a partition's indexes, and what they are.

@@ -2,6 +2,7 @@
 
 mod account;
 mod batches;
+mod compensations;
 mod doubt;
 mod indexes;
 mod log;
@@ -41,7 +42,8 @@ use partition::{Around, Part};
 ///
 /// Checked are: gaps, the hash chain and the order of the log; ids; each account's versions and its state, folded from the
 /// amounts alone; each capture, release and refund against its original; business keys; atomic batches; heads, epochs and
-/// restores; the indexes; the balances and freezes, each at its own checkpoint, so that lag is no inconsistency. Each
+/// restores; the indexes and the states sealed in them; the rows of compensations; the balances and freezes, each at its
+/// own checkpoint, so that lag is no inconsistency; and that the table's rows are those that its primary key names. Each
 /// finding says what, where, what was expected, what was found, and what mends it. Damage is named once: what follows from
 /// it is only counted.
 ///
@@ -235,14 +237,19 @@ fn within(cores: usize, besides: usize) -> usize {
 
 async fn look_around(database: &Database, options: &Options) -> Result<Around, StoreError> {
     let is_full = options.depth == Depth::Full;
+    // The checkpoints first: heads only grow, so heads that are read later are never behind them.
+    let indexes = if is_full { stored::index_checkpoints(database).await? } else { Vec::new() };
+    let published = if is_full { stored::published(database).await? } else { Vec::new() };
+    let restores = if is_full { stored::restores(database).await?.into() } else { Vec::new() };
+    let (heads, compensations) = stored::heads_and_compensations(database).await?;
     Ok(Around {
         depth: options.depth,
         since: options.since,
-        // The checkpoints first: heads only grow, so heads that are read later are never behind them.
-        indexes: if is_full { stored::index_checkpoints(database).await? } else { Vec::new() },
-        published: if is_full { stored::published(database).await? } else { Vec::new() },
-        restores: if is_full { stored::restores(database).await?.into() } else { Vec::new() },
-        heads: stored::heads(database).await?,
+        indexes,
+        published,
+        restores,
+        compensations,
+        heads,
         anchors: options.anchors.clone(),
         now: now(),
     })
@@ -266,6 +273,7 @@ async fn sum_up(
         took: Duration::ZERO,
     };
     let mut batches = batches::Sums::default();
+    let mut compensated = compensations::Sums::default();
     let mut digests = [(Hash::ZERO, Hash::ZERO); PARTITIONS];
     for part in parts {
         verified.events += part.events;
@@ -274,6 +282,7 @@ async fn sum_up(
         verified.partitions.push((part.partition, part.events));
         verified.findings.absorb(part.findings);
         batches.absorb(&part.batches);
+        compensated.absorb(part.compensations);
         digests[part.partition.index()] = part.digest;
     }
     verified.digest = digest::combine(&digests);
@@ -281,6 +290,7 @@ async fn sum_up(
         let heads =
             std::array::from_fn(|index| around.heads[index].head().map_or(Position::ZERO, |head| head.position));
         batches::find(database, &batches, &heads, &mut verified.findings).await?;
+        compensations::find(database, &compensated, &around.compensations, &mut verified.findings).await?;
     }
     verified.findings.settle();
     Ok(verified)

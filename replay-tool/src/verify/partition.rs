@@ -9,6 +9,7 @@ use projector::snapshot::{self, CheckpointRow, Whose};
 
 use super::{
     batches::Sums,
+    compensations,
     indexes::Indexes,
     log::{Depth, Replay, key_digest},
     places::{self, INDEXES, PUBLISHER, Places, Witness},
@@ -30,6 +31,8 @@ pub(super) struct Around {
     pub(super) depth: Depth,
     /// Only events recorded from then on.
     pub(super) since: Option<Timestamp>,
+    /// What the rows of compensations came to when the heads were these.
+    pub(super) compensations: compensations::Sums,
     pub(super) heads: Vec<Stand>,
     pub(super) indexes: Vec<Stand>,
     pub(super) published: Vec<Stand>,
@@ -48,6 +51,7 @@ pub(super) struct Part {
     pub(super) freezes: u64,
     pub(super) digest: (Hash, Hash),
     pub(super) batches: Sums,
+    pub(super) compensations: compensations::Sums,
     pub(super) findings: Findings,
 }
 
@@ -57,6 +61,7 @@ pub(super) struct Beside {
     pub(super) read_models: ReadModels,
     pub(super) indexes: Option<Indexes>,
     batches: Sums,
+    compensations: compensations::Sums,
     /// An atomic batch is one commit, so at one vector of heads it is whole or absent.
     pub(super) head: Position,
     /// The newest position of which there is a row.
@@ -137,7 +142,8 @@ pub(super) async fn prepare(
         find_beyond_head(database, partition, now.max(end), findings).await?;
     }
     let head = head.map_or(end, |head| head.position);
-    Ok((Beside { places, read_models, indexes, batches: Sums::default(), head, newest }, end))
+    let (batches, compensations) = (Sums::default(), compensations::Sums::default());
+    Ok((Beside { places, read_models, indexes, batches, compensations, head, newest }, end))
 }
 
 /// What others have seen of the partition: the publisher, restores, anchors.
@@ -256,6 +262,9 @@ impl Beside {
             {
                 self.batches.add(mark);
             }
+            if position <= self.head {
+                self.compensations.add_event(event.key.code(), event.operation_id, event.batch);
+            }
             if let Some(indexes) = &mut self.indexes {
                 indexes.take(event);
             }
@@ -284,7 +293,7 @@ async fn finish(
     mut replay: Replay,
     beside: Beside,
 ) -> Result<Part, StoreError> {
-    let Beside { places, indexes, batches, newest, .. } = beside;
+    let Beside { places, indexes, batches, compensations, newest, .. } = beside;
     let index = partition.index();
     let mut findings = std::mem::take(&mut replay.findings);
     places.finish(&replay, newest, &mut findings);
@@ -312,6 +321,7 @@ async fn finish(
         freezes: replay.freezes().len() as u64,
         digest: replay.digest(),
         batches,
+        compensations,
         findings: replay.findings,
     })
 }

@@ -1,9 +1,13 @@
 //! The small tables that say how far something goes – heads, checkpoints, restores –, read so that a row that is missing
 //! or damaged is a finding and not the end of the verification.
 
+use futures::TryStreamExt;
 use ledger_core::{Epoch, Hash, Head, PARTITIONS, Partition, Position};
 use ledger_store::{Database, StoreError};
 use sqlx::AssertSqlSafe;
+use uuid::Uuid;
+
+use super::compensations::Sums;
 
 /// What a table says about a partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,6 +41,44 @@ pub(super) struct Restore {
 /// The heads of the log.
 pub(super) async fn heads(database: &Database) -> Result<Vec<Stand>, StoreError> {
     Ok(by_partition(rows(database, "partition_heads where true").await?))
+}
+
+/// The heads, and what the rows of compensations come to that reversed anything: both as one commit left them.
+pub(super) async fn heads_and_compensations(database: &Database) -> Result<(Vec<Stand>, Sums), StoreError> {
+    const HEADS: &str = "select partition::bigint, epoch, position, hash from partition_heads";
+    const ROWS: &str =
+        "select partition::bigint, operation_id::text, reversals::bigint from compensations where reversals > 0";
+    let mut sums = Sums::default();
+    let mut add = |(partition, operation, reversals): (i64, String, i64)| match Uuid::try_parse(&operation) {
+        Ok(operation) => sums.add(partition, operation, reversals),
+        Err(_) => sums.add_damaged(),
+    };
+    let heads: Vec<Row> = match database {
+        Database::Postgres(database) => {
+            let mut transaction = database.pool().begin_with("begin isolation level repeatable read read only").await?;
+            let heads = sqlx::query_as(HEADS).fetch_all(&mut *transaction).await?;
+            let mut rows = sqlx::query_as(ROWS).fetch(&mut *transaction);
+            while let Some(row) = rows.try_next().await? {
+                add(row);
+            }
+            drop(rows);
+            transaction.rollback().await?;
+            heads
+        }
+        Database::Sqlite(database) => {
+            let without_casts = |sql: &str| sql.replace("::bigint", "").replace("::text", "");
+            let mut transaction = database.readers().begin().await?;
+            let heads = sqlx::query_as(AssertSqlSafe(without_casts(HEADS))).fetch_all(&mut *transaction).await?;
+            let mut rows = sqlx::query_as(AssertSqlSafe(without_casts(ROWS))).fetch(&mut *transaction);
+            while let Some(row) = rows.try_next().await? {
+                add(row);
+            }
+            drop(rows);
+            transaction.rollback().await?;
+            heads
+        }
+    };
+    Ok((by_partition(heads), sums))
 }
 
 /// How far the indexes behind the log go.

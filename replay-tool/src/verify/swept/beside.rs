@@ -51,7 +51,8 @@ impl Waiting {
         let head = places::check_stand(partition, &around.heads[index], kinds, "partition_heads", findings)?;
         let mut places = Places::new(partition, Some(head.epoch));
         places.add(head, Witness::Head);
-        let mut waiting = Self { places, head: head.position, balances: None, freezes: None, indexes: None, unsealed: Vec::new() };
+        let mut waiting =
+            Self { places, head: head.position, balances: None, freezes: None, indexes: None, unsealed: Vec::new() };
         let Some(held) = held else { return Some(waiting) };
         partition::add_witnesses(partition, around, &mut waiting.places, findings);
         if held.is_damaged {

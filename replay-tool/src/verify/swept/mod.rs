@@ -418,6 +418,7 @@ async fn finish_partition(
         freezes: outcome.freezes,
         digest: outcome.digest,
         batches: replay.batches,
+        compensations: replay.compensations,
         findings,
     }))
 }

@@ -20,6 +20,7 @@ use super::{
 };
 use crate::verify::{
     batches::Sums,
+    compensations,
     indexes::Sum,
     log::{Depth, key_digest_of},
 };
@@ -71,6 +72,7 @@ pub(super) struct Replay {
     freezes: Freezes,
     keys: Segments<[u8; KEY_BYTES]>,
     pub(super) batches: Sums,
+    pub(super) compensations: compensations::Sums,
     newest_about: HashMap<u32, u32>,
     history: Sum,
     runs: Vec<KeySum>,
@@ -100,6 +102,7 @@ impl Replay {
             freezes: Freezes::default(),
             keys: Segments::default(),
             batches: Sums::default(),
+            compensations: compensations::Sums::default(),
             newest_about: HashMap::default(),
             history: Sum::default(),
             runs: Vec::new(),
@@ -205,7 +208,10 @@ impl Replay {
             if self.depth == Depth::Full && AccountId::derive(user_id, credit_type) != *account_id {
                 return Err(Doubt::Other);
             }
-            return self.accounts.add((*account_id, user_id, credit_type), after, *position, *recorded_at).ok_or(Doubt::Other);
+            return self
+                .accounts
+                .add((*account_id, user_id, credit_type), after, *position, *recorded_at)
+                .ok_or(Doubt::Other);
         };
         let (state, newest) = self.accounts.state(number);
         balance::follow(Some((&state, newest)), event).map_err(|_| Doubt::Other)?;
@@ -270,6 +276,9 @@ impl Replay {
             && event.position <= self.waiting.head
         {
             self.batches.add(mark);
+        }
+        if event.position <= self.waiting.head {
+            self.compensations.add_event(event.business_code, event.operation_id, event.batch);
         }
         if self.waiting.indexes.as_ref().is_none_or(|(checkpoint, _)| event.position > *checkpoint) {
             return;
