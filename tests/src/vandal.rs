@@ -5,8 +5,9 @@ use ledger_store::Database;
 use sqlx::{AssertSqlSafe, Connection, Row};
 
 /// Everything that verification looks at.
-const TABLES: [&str; 12] = [
+const TABLES: [&str; 13] = [
     "events",
+    "compensations",
     "partition_heads",
     "account_positions",
     "key_positions",
@@ -32,6 +33,72 @@ impl Vandal {
         let vandal = Self { url: url.to_owned() };
         vandal.run(&TABLES.map(|table| format!("create table kept_{table} as select * from {table}"))).await;
         vandal
+    }
+
+    /// One who puts nothing back.
+    #[must_use]
+    pub fn in_place(url: &str) -> Self {
+        Self { url: url.to_owned() }
+    }
+
+    /// Runs SQL on the table of events alone, which it calls `EVENTS`: the index of the primary key stays as it is.
+    pub async fn behind_the_key(&self, statements: &[String]) {
+        if self.is_sqlite() {
+            let table = "(select replace(replace(sql, 'TABLE events', 'TABLE imposter'), \
+                         'primary key (partition, position)', 'check (true)') from sqlite_master where name = 'events')";
+            let statements = statements.iter().map(|sql| sql.replace("EVENTS", "imposter"));
+            self.as_imposter("events", table, statements.collect()).await;
+            return;
+        }
+        // Each in a session of its own, which knows the index as it is by then. Rows have room beside them, so that one that is
+        // edited stays where the index points to.
+        let live = |is_live: bool| {
+            format!("update pg_index set indislive = {is_live} where indexrelid = 'events_pkey'::regclass")
+        };
+        let room = [
+            "alter table events drop constraint events_partition_check",
+            "alter table events set (fillfactor = 10)",
+            "create table moved as select * from events",
+            "delete from events",
+            "vacuum events",
+            "insert into events select * from moved",
+            "drop table moved",
+        ];
+        self.run(&room).await;
+        self.run(&[live(false)]).await;
+        self.run(&statements.iter().map(|sql| sql.replace("EVENTS", "events")).collect::<Vec<_>>()).await;
+        self.run(&[live(true)]).await;
+        let check = "alter table events add constraint events_partition_check \
+                     check (partition between 0 and 63) not valid";
+        self.run(&[check]).await;
+    }
+
+    /// Lets the primary key's index point to other rows, and leaves the table as it is. False where that cannot be done.
+    pub async fn flip_key_cells(&self, which: &str) -> bool {
+        if !self.is_sqlite() {
+            return false;
+        }
+        let index = "'create table imposter (partition, position, place, primary key (partition, position, place)) \
+                     without rowid'";
+        let flip = format!("update imposter set place = place + 1 where {which}");
+        self.as_imposter("sqlite_autoindex_events_1", index, vec![flip]).await;
+        true
+    }
+
+    /// Runs statements on a second table with the pages of something else.
+    async fn as_imposter(&self, of: &str, table: &str, statements: Vec<String>) {
+        let insert = format!(
+            "insert into sqlite_master (type, name, tbl_name, rootpage, sql) select 'table', 'imposter', 'imposter', \
+             rootpage, {table} from sqlite_master where name = '{of}'"
+        );
+        let before = ["pragma ignore_check_constraints = on", "pragma writable_schema = on", &insert];
+        let before = before.into_iter().chain(["pragma writable_schema = reset"]).map(str::to_owned);
+        let after = [
+            "pragma writable_schema = on",
+            "delete from sqlite_master where name = 'imposter'",
+            "pragma writable_schema = reset",
+        ];
+        self.run(&before.chain(statements).chain(after.map(str::to_owned)).collect::<Vec<_>>()).await;
     }
 
     /// Puts every row back.

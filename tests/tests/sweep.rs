@@ -19,6 +19,8 @@ use tests::{
 on_both_databases!(
     a_sweep_gives_each_event_once_and_as_it_is,
     as_many_readers_as_there_may_be_leave_room_for_others,
+    a_sweep_knows_when_all_rows_were_put_elsewhere,
+    a_row_of_a_huge_number_makes_no_end_of_chunks,
     the_key_index_comes_to_what_its_rows_do,
     what_agrees_is_not_looked_at_twice_and_what_does_not_is_named,
 );
@@ -132,6 +134,41 @@ async fn as_many_readers_as_there_may_be_leave_room_for_others(database: NewData
     assert_eq!(rows, 25);
     drop(readers);
     ledger.stop().await;
+}
+
+async fn a_sweep_knows_when_all_rows_were_put_elsewhere(database: NewDatabase) {
+    let ledger = start(&database).await;
+    work(&ledger, "first", 5).await;
+    let opened = Database::open(&database.url).await.expect("the database opens");
+    let sweep = opened.sweep(Extent::Whole).await.expect("begun");
+    work(&ledger, "second", 5).await;
+    assert!(sweep.is_of_the_same_table().await.expect("read"));
+    ledger.stop().await;
+    let vacuum = if database.url.starts_with("sqlite") { "vacuum" } else { "vacuum full events" };
+    Vandal::in_place(&database.url).run(&[vacuum]).await;
+    assert!(!sweep.is_of_the_same_table().await.expect("read"));
+    let (code, out, err) = verify(&database);
+    assert_eq!((code, kinds(&out)), (0, vec![]), "{out} {err}");
+    assert!(err.contains("doubtful=0"), "{err}");
+}
+
+async fn a_row_of_a_huge_number_makes_no_end_of_chunks(database: NewDatabase) {
+    if !database.url.starts_with("sqlite") {
+        return;
+    }
+    let ledger = start(&database).await;
+    work(&ledger, "first", 5).await;
+    ledger.stop().await;
+    let vandal = Vandal::in_place(&database.url);
+    let newest = "update events set rowid = {} where rowid = (select max(rowid) from events)";
+    for (number, is_compared) in [("1000000", true), ("1125899906842624", false), ("-1125899906842624", false)] {
+        vandal.run(&[newest.replace("{}", number)]).await;
+        let (code, out, err) = verify(&database);
+        assert_eq!((code, kinds(&out)), (0, vec![]), "{number}: {out} {err}");
+        let document: Value = serde_json::from_str(&out).expect("JSON");
+        let left_out = document["not_checked"].as_array().map_or(0, Vec::len);
+        assert_eq!(left_out, usize::from(!is_compared), "{number}: {out}");
+    }
 }
 
 async fn the_key_index_comes_to_what_its_rows_do(database: NewDatabase) {

@@ -2,6 +2,7 @@
 //! be mended.
 
 mod case;
+mod hidden;
 mod ledger;
 mod log;
 mod part;
@@ -17,6 +18,10 @@ use tests::{
 };
 
 use case::{Case, Deed, named};
+use hidden::{
+    a_compensation_whose_row_is_gone_is_named_and_written_again,
+    a_state_whose_seal_is_broken_is_not_believed_and_no_finding, a_table_and_its_key_that_disagree_are_named,
+};
 use ledger::{NEWEST, ledger, wait_until_projected};
 use part::verify_looks_at_a_part_and_says_what_it_leaves_out;
 
@@ -27,6 +32,9 @@ on_both_databases!(
     verify_looks_at_a_part_and_says_what_it_leaves_out,
     rebuild_mends_the_read_models_while_commands_go_on,
     what_is_no_ledger_is_refused_in_one_line,
+    a_table_and_its_key_that_disagree_are_named,
+    a_state_whose_seal_is_broken_is_not_believed_and_no_finding,
+    a_compensation_whose_row_is_gone_is_named_and_written_again,
 );
 
 async fn verify_names_each_damage_that_is_done_by_hand(database: NewDatabase) {

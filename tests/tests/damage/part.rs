@@ -32,7 +32,8 @@ pub(crate) async fn verify_looks_at_a_part_and_says_what_it_leaves_out(database:
     for partial in [&digest, &one, &ann] {
         assert!(partial["not_checked"].as_array().is_some_and(|left_out| !left_out.is_empty()), "{partial:#}");
     }
-    assert_eq!(whole["not_checked"], json!([]));
+    let is_index_compared = database.url.starts_with("sqlite");
+    assert_eq!(whole["not_checked"].as_array().map(Vec::len), Some(usize::from(!is_index_compared)));
     let (code, nobody) = replay_tool(&database.url, &["verify", "--account", "nobody/points"]);
     assert_eq!((code, nobody), (2, Value::Null));
     let log = Database::open_existing(&database.url).await.expect("a ledger");

@@ -101,6 +101,13 @@ pub(crate) fn of_read_models_and_indexes(ledger: &Ledger) -> Vec<Case> {
     let key = format!("partition = {p} and position = 4");
     let added_key = add("key_positions", "business_hash = 1", &key);
     let history = format!("partition = {busy}");
+    // What ann has at her newest event, and a thousand more, with a seal that fits: it is no secret how one is made.
+    let (edited, numbers) = (1_852_u64, [NEWEST, 1_852, 200, 8]);
+    let mut sealed = account("ann").id().uuid().as_bytes().to_vec();
+    numbers.iter().for_each(|number| sealed.extend_from_slice(&number.to_be_bytes()));
+    sealed.push(0);
+    let seal = blake3::hash(&sealed);
+    let seal = i64::from_be_bytes(std::array::from_fn(|index| seal.as_bytes()[index]));
     vec![
         sql(
             "a balance edited",
@@ -138,6 +145,11 @@ pub(crate) fn of_read_models_and_indexes(ledger: &Ledger) -> Vec<Case> {
             "an account's place past the log",
             &[&edit("account_positions", "position = 60", &ann)],
             &at("index_mismatch", 60),
+        ),
+        sql(
+            "an account's state edited and sealed anew",
+            &[&edit("account_positions", &format!("balance = {edited}, seal = {seal}"), &ann)],
+            &at("index_mismatch", NEWEST),
         ),
         sql(
             "an account's place deleted",
