@@ -339,6 +339,14 @@ impl Findings {
         }
     }
 
+    /// Whether any is about the rows that close operations.
+    pub(crate) fn are_of_compensations(&self) -> bool {
+        use Kind::{CompensationMismatch, CompensationMissing, CompensationUnexpected};
+        [CompensationMismatch, CompensationMissing, CompensationUnexpected]
+            .iter()
+            .any(|kind| self.kinds.contains_key(kind))
+    }
+
     /// Whether any is about an index behind the log or its checkpoint.
     pub(crate) const fn are_of_indexes(&self) -> bool {
         self.of_indexes

@@ -77,6 +77,8 @@ pub(super) struct Examined {
     pub(super) standing: Option<String>,
     pub(super) digest: Option<String>,
     pub(super) findings: Value,
+    /// Whether rows that close operations are not what the log tells.
+    pub(super) compensations_differ: bool,
 }
 
 impl Examined {
@@ -89,6 +91,7 @@ impl Examined {
             standing: None,
             digest: None,
             findings: Value::Null,
+            compensations_differ: false,
         }
     }
 
@@ -194,7 +197,12 @@ async fn look_inside(database: Database) -> Result<Examined, Failure> {
         Ok(verified) => {
             let (state, why) = judge(&verified.findings);
             let digest = Some(verified.digest.to_string());
-            Examined { state, why, digest, findings: findings_json(&verified.findings), ..Examined::without(state, "") }
+            Examined {
+                digest,
+                findings: findings_json(&verified.findings),
+                compensations_differ: verified.findings.are_of_compensations(),
+                ..Examined::without(state, why)
+            }
         }
         Err(error) if error.is_damage() => {
             Examined::without(State::LogDamaged, format!("the log cannot be replayed: {}", chain(&error)))

@@ -368,7 +368,7 @@ impl Drill<'_> {
         }
         self.record.begin("rebuild")?;
         let rebuilt = archive::make_read_models(&database).await?;
-        if examined.why.contains("compensation_") {
+        if examined.compensations_differ {
             database.mend_compensations().await?;
         }
         self.record.end(json!({ "events": rebuilt.events, "digest": rebuilt.digest }))?;

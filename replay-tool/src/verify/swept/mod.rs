@@ -91,7 +91,7 @@ pub(super) async fn verify(
         let extent = if around.depth == Depth::Full { Extent::Whole } else { Extent::Fold };
         let mut sweep = database.sweep(extent).await?;
         let mut rows = None;
-        if is_first {
+        if is_first && around.depth == Depth::Full {
             sweep = sweep.adding_places(table::up_to(&pass.heads));
             rows = Some(Rows::new(pass.heads)).filter(|_| sweep.reads_the_table());
         }
