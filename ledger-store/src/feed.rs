@@ -228,7 +228,8 @@ mod tests {
     #[test]
     fn long_texts_count() {
         let feed = feed();
-        let commit = vec![Arc::new(event_with(&"x".repeat(4_096))); 1_000];
+        let event = Arc::new(event_with(&"x".repeat(4_096)));
+        let commit = vec![event; 1_000];
         let _ = feed.take();
         let mut commits = 0;
         while !lock(&feed.waiting).is_full() {
