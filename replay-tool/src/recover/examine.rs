@@ -180,7 +180,13 @@ async fn tables(url: &str) -> Result<Result<Vec<String>, Examined>, Failure> {
     };
     match tables.await {
         Ok(tables) => Ok(Ok(tables)),
-        Err(error) => Ok(Err(is_unreadable(error.into())?)),
+        Err(error) => match StoreError::from(error) {
+            error if error.is_damage() || error.is_passing() => Ok(Err(is_unreadable(error)?)),
+            error => {
+                let (file, error) = (file.display(), chain(&error));
+                Err(Failure::new(format!("{file}: {error}; check who may read and write it and its folder")))
+            }
+        },
     }
 }
 
