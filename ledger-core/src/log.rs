@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// How many partitions a ledger has. An account belongs to one of them for ever, so this never changes.
 pub const PARTITIONS: usize = 64;
@@ -11,8 +11,8 @@ const PARTITION_COUNT: u8 = 64;
 const _: () = assert!(PARTITION_COUNT as usize == PARTITIONS);
 
 /// One of the [`PARTITIONS`] logs: 0 ..= 63.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(transparent)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "u8", try_from = "u8")]
 pub struct Partition(u8);
 
 impl Partition {
@@ -45,6 +45,25 @@ impl Partition {
     }
 }
 
+/// There is no partition of that number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("there is no partition {0}: they are numbered from 0 to 63")]
+pub struct NoPartition(u8);
+
+impl TryFrom<u8> for Partition {
+    type Error = NoPartition;
+
+    fn try_from(number: u8) -> Result<Self, NoPartition> {
+        Self::new(number).ok_or(NoPartition(number))
+    }
+}
+
+impl From<Partition> for u8 {
+    fn from(partition: Partition) -> Self {
+        partition.0
+    }
+}
+
 impl fmt::Display for Partition {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(formatter)
@@ -53,7 +72,7 @@ impl fmt::Display for Partition {
 
 /// An event's place in its partition: 1, 2, 3 … without gaps; 0 is the place before the first. At most 2^48 − 1, which
 /// is what an id has room for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Position(pub u64);
 

@@ -28,7 +28,9 @@ pub(super) fn document(record: &Record, outcome: bool) -> Value {
     document.insert("began_at".to_owned(), json!(record.began_at));
     document.insert("finished_at".to_owned(), json!(now()));
     document.insert("attempts".to_owned(), json!(record.attempts));
-    document.extend(record.facts.clone());
+    if let Value::Object(facts) = json!(record.facts) {
+        document.extend(facts);
+    }
     document.insert("backup".to_owned(), record.backup.clone().unwrap_or(Value::Null));
     document.insert("timings".to_owned(), json!(timings));
     Value::Object(document)

@@ -4,11 +4,11 @@ use std::str::FromStr;
 
 use ledger_core::{Head, PARTITIONS};
 use ledger_store::{Database, StoreError, error::chain, restore::Target};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sqlx::{ConnectOptions, Connection, PgConnection, postgres::PgConnectOptions, sqlite::SqliteConnectOptions};
 
-use super::backup::sqlite_file;
+use super::{backup::sqlite_file, facts::Found};
 use crate::{
     context::Failure,
     finding::{Findings, Kind},
@@ -25,7 +25,7 @@ const TRACES: [&str; 6] =
 const FINDINGS_MAX: usize = 1_000;
 
 /// The states that a database is found in, from the worst.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum State {
     /// There is no file.
@@ -95,9 +95,15 @@ impl Examined {
         }
     }
 
-    pub(super) fn to_json(&self) -> Value {
-        json!({ "state": self.state, "severity": self.state.severity(), "why": self.why, "digest": self.digest,
-            "findings": self.findings })
+    /// What is written down of it.
+    pub(super) fn found(&self) -> Found {
+        Found {
+            state: self.state,
+            severity: self.state.severity().to_owned(),
+            why: self.why.clone(),
+            digest: self.digest.clone(),
+            findings: self.findings.clone(),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use ledger_core::{Head, PARTITIONS, Partition, Position};
 use projector::publisher::restored::Restored;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::tail::Tail;
 use crate::anchor::Anchor;
@@ -26,7 +26,7 @@ impl Witness {
 }
 
 /// Positions of a partition that were there and are not any more.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Missing {
     pub(super) partition: Partition,
     pub(super) from: Position,
@@ -37,7 +37,7 @@ pub(super) struct Missing {
 }
 
 /// A witness that tells of another history than the one that is restored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Contradiction {
     pub(super) partition: Partition,
     pub(super) position: Position,
@@ -47,7 +47,7 @@ pub(super) struct Contradiction {
 }
 
 /// What is lost.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Loss {
     /// Positions that are known to be lost.
     pub(super) positions: u64,
@@ -57,6 +57,13 @@ pub(super) struct Loss {
     pub(super) witnesses: Vec<String>,
     /// What nobody who was asked can know; absent when nothing is left open.
     pub(super) cannot_know: Option<String>,
+}
+
+impl Loss {
+    /// Nothing is known to be lost, and nobody tells of another history.
+    pub(super) fn is_none_known(&self) -> bool {
+        self.positions == 0 && self.contradictions.is_empty()
+    }
 }
 
 /// Compares what is restored with what witnesses tell.

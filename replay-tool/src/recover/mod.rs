@@ -6,6 +6,7 @@ mod base;
 mod batches;
 mod candidates;
 mod examine;
+mod facts;
 mod gather;
 mod loss;
 mod pause;
@@ -19,7 +20,7 @@ use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Args;
 use ledger_core::{Epoch, Partition};
-use ledger_store::Database;
+use ledger_store::{Database, restore::Target};
 use projector::{
     checkpoint::{self, ReadModel},
     publisher::restored,
@@ -36,7 +37,9 @@ use crate::{
 };
 use base::Base;
 use examine::{Examined, State};
+use facts::{Action, Digests, Facts};
 use gather::Gathered;
+use loss::Loss;
 use pause::Pause;
 use steps::{Plan, Record};
 
@@ -169,13 +172,11 @@ impl Drill<'_> {
             self.unlock(&database).await?;
         } else {
             // What a lock protects may be what is wrong, and nothing is to be recorded on top of that.
-            self.fact("locks", Value::Null);
+            self.record.facts.locks = Value::Null;
         }
         let agrees = self.reconcile(&database).await?;
         database.close().await;
-        let lost = self.record.facts["lost"]["positions"].as_u64().unwrap_or(0);
-        let contradicted = self.record.facts["lost"]["contradictions"].as_array().is_some_and(|list| !list.is_empty());
-        let ok = consistent && agrees && lost == 0 && !contradicted;
+        let ok = consistent && agrees && self.record.facts.lost.as_ref().is_some_and(Loss::is_none_known);
         let document = account::document(self.record, ok);
         account::write(self.record, &document)?;
         // What waited to be judged is of no more use; what cannot be removed does no harm.
@@ -224,29 +225,31 @@ impl Drill<'_> {
         self.record.begin("rebuild")?;
         let rebuilt = archive::make_read_models(&database).await?;
         self.record.end(json!({ "events": rebuilt.events, "digest": rebuilt.digest }))?;
-        let (epoch, found) = (self.record.plan.as_ref().map_or(0, |plan| plan.epoch), &self.record.facts["found"]);
+        let epoch = self.record.plan.as_ref().map_or(0, |plan| plan.epoch);
+        let found = self.record.facts.found.as_ref();
         let kept = match &database {
-            _ if ["absent", "empty"].iter().any(|state| found["state"] == *state) => None,
+            _ if found.is_some_and(|found| found.state.target() == Target::Empty) => None,
             Database::Postgres(_) => Some(format!("ledger_before_{epoch}")),
             Database::Sqlite(sqlite) => Some(format!("{}.before-{epoch}", sqlite.file())),
         };
-        let why = found["why"].as_str().unwrap_or_default().to_owned();
+        let why = found.map(|found| found.why.clone()).unwrap_or_default();
         self.say_restored(Epoch(epoch), kept, why);
         Ok(database)
     }
 
     fn say_restored(&mut self, epoch: Epoch, kept: Option<String>, why: String) {
-        self.fact("action", json!("restored"));
-        self.fact("epoch", json!(epoch));
-        self.fact("kept", json!(kept));
-        self.fact("mended", json!([why]));
-        self.fact("next", json!(["start every service of this ledger anew: it goes on under a new epoch"]));
+        let facts = &mut self.record.facts;
+        facts.action = Some(Action::Restored);
+        facts.epoch = Some(epoch.0);
+        facts.kept = kept;
+        facts.mended = vec![why];
+        facts.next = vec!["start every service of this ledger anew: it goes on under a new epoch".to_owned()];
     }
 
     /// Looks, decides, keeps what is there, and mends it.
     async fn mend(&mut self) -> Result<Database, Failure> {
         self.record.plan = None;
-        self.record.facts.clear();
+        self.record.facts = Facts::default();
         self.record.begin("open the archive")?;
         let base = Base::open(&self.arguments.from).await?;
         let manifest = base.manifest();
@@ -256,15 +259,16 @@ impl Drill<'_> {
             "folders": self.arguments.from,
         });
         self.record.end(archive.clone())?;
-        self.fact("archive", archive);
+        self.record.facts.archive = archive;
 
         self.record.begin("look at the database")?;
         let mut examined = examine::examine(&self.context.database_url, self.arguments.replace).await?;
         if matches!(examined.state, State::LogDamaged | State::ReadModelsDamaged) {
             self.hold(&mut examined).await?;
         }
-        self.record.end(examined.to_json())?;
-        self.fact("found", examined.to_json());
+        let found = examined.found();
+        self.record.end(json!(found))?;
+        self.record.facts.found = Some(found);
 
         self.record.begin("gather events")?;
         let nats_url = self.arguments.nats_url.as_deref();
@@ -311,10 +315,15 @@ impl Drill<'_> {
             0 => 1.0,
             known => events as f64 / known as f64,
         };
-        self.fact("events", gathered.to_json());
-        self.fact("lost", json!(gathered.loss));
-        self.fact("success_rate", json!(rate));
-        self.fact("digest", json!({ "before": examined.digest, "archive": gathered.base.manifest().digest }));
+        let facts = &mut self.record.facts;
+        facts.events = gathered.to_json();
+        facts.lost = Some(gathered.loss.clone());
+        facts.success_rate = Some(rate);
+        facts.digest = Digests {
+            before: examined.digest.clone(),
+            archive: Some(gathered.base.manifest().digest.to_string()),
+            after: None,
+        };
     }
 
     /// Nothing is wrong.
@@ -332,13 +341,14 @@ impl Drill<'_> {
             let rebuilt = archive::make_read_models(&database).await?;
             self.record.end(json!({ "events": rebuilt.events, "digest": rebuilt.digest }))?;
         }
-        self.fact("action", json!(if is_behind || was_rebuilt { "rebuilt" } else { "none" }));
         let mended = match (was_rebuilt, is_behind) {
-            (true, _) => json!(["an earlier attempt of this recovery made the read models anew"]),
-            (false, true) => json!(["the read models were behind the log"]),
-            (false, false) => json!([]),
+            (true, _) => Some("an earlier attempt of this recovery made the read models anew"),
+            (false, true) => Some("the read models were behind the log"),
+            (false, false) => None,
         };
-        self.fact("mended", mended);
+        let facts = &mut self.record.facts;
+        facts.action = Some(if mended.is_some() { Action::Rebuilt } else { Action::Nothing });
+        facts.mended = mended.map(str::to_owned).into_iter().collect();
         Ok(database)
     }
 
@@ -372,8 +382,8 @@ impl Drill<'_> {
             database.mend_compensations().await?;
         }
         self.record.end(json!({ "events": rebuilt.events, "digest": rebuilt.digest }))?;
-        self.fact("action", json!("rebuilt"));
-        self.fact("mended", json!([examined.why]));
+        self.record.facts.action = Some(Action::Rebuilt);
+        self.record.facts.mended = vec![examined.why];
         Ok(database)
     }
 
@@ -438,10 +448,8 @@ impl Drill<'_> {
         let found = json!({ "consistent": consistent, "events": verified.events, "accounts": verified.accounts,
             "digest": verified.digest, "findings": examine::findings_json(&verified.findings) });
         self.record.end(json!({ "consistent": consistent, "digest": verified.digest }))?;
-        self.fact("verified", found);
-        if let Some(digest) = self.record.facts.get_mut("digest") {
-            digest["after"] = json!(verified.digest);
-        }
+        self.record.facts.verified = found;
+        self.record.facts.digest.after = Some(verified.digest.to_string());
         Ok(consistent)
     }
 
@@ -450,14 +458,14 @@ impl Drill<'_> {
         let unlocked = unlock::unlock(database).await?;
         let unlocked = json!(unlocked);
         self.record.end(unlocked.clone())?;
-        self.fact("locks", unlocked);
+        self.record.facts.locks = unlocked;
         Ok(())
     }
 
     /// Whether the orders agree; true when none were given.
     async fn reconcile(&mut self, database: &Database) -> Result<bool, Failure> {
         let Some(orders) = &self.arguments.orders else {
-            self.fact("reconciliation", Value::Null);
+            self.record.facts.reconciliation = Value::Null;
             return Ok(true);
         };
         self.record.begin("reconcile")?;
@@ -468,12 +476,8 @@ impl Drill<'_> {
         let agrees = reconciled.is_consistent();
         self.record
             .end(json!({ "consistent": agrees, "orders": reconciled.orders, "mismatches": reconciled.mismatches }))?;
-        self.fact("reconciliation", reconciled.json());
+        self.record.facts.reconciliation = reconciled.json();
         Ok(agrees)
-    }
-
-    fn fact(&mut self, name: &str, value: Value) {
-        self.record.facts.insert(name.to_owned(), value);
     }
 
     async fn pause(&mut self, database: &Database) -> Result<(), Failure> {

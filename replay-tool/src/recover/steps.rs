@@ -8,10 +8,10 @@ use std::{
 
 use chrono::{SecondsFormat, Utc};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use uuid::Uuid;
 
-use super::backup;
+use super::{backup, facts::Facts};
 use crate::{context::Failure, report::write_whole};
 
 const RECORD: &str = "steps.json";
@@ -60,8 +60,7 @@ pub(super) struct Record {
     pub(super) plan: Option<Plan>,
     /// Where what was there is kept.
     pub(super) backup: Option<Value>,
-    /// What is known for the report.
-    pub(super) facts: Map<String, Value>,
+    pub(super) facts: Facts,
     #[serde(skip)]
     folder: PathBuf,
     #[serde(skip)]
@@ -130,7 +129,7 @@ impl Record {
             steps: Vec::new(),
             plan: None,
             backup: None,
-            facts: Map::new(),
+            facts: Facts::default(),
             folder: PathBuf::new(),
             began: None,
             lock: None,

@@ -1,0 +1,68 @@
+//! What is known of a recovery, for its outcome and for the report. It stands in the record, so that a run that goes on after a
+//! kill knows it, too.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{examine::State, loss::Loss};
+
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub(super) struct Facts {
+    /// The archive that was given, for the report.
+    pub(super) archive: Value,
+    pub(super) found: Option<Found>,
+    /// Where the events came from, for the report.
+    pub(super) events: Value,
+    pub(super) lost: Option<Loss>,
+    /// Events that are there of all that are known to have been: 0 ..= 1.
+    pub(super) success_rate: Option<f64>,
+    pub(super) digest: Digests,
+    pub(super) action: Option<Action>,
+    /// The new epoch of a log that was restored.
+    pub(super) epoch: Option<u32>,
+    /// Where the ledger that was there is kept: a schema, or a file.
+    pub(super) kept: Option<String>,
+    /// What was mended, in sentences.
+    pub(super) mended: Vec<String>,
+    /// What a person has to do now, in sentences.
+    pub(super) next: Vec<String>,
+    /// What `verify` said at the end, for the report.
+    pub(super) verified: Value,
+    /// Which accounts were unlocked and which were not, for the report; null when none was looked at.
+    pub(super) locks: Value,
+    /// How the orders compare, for the report; null when none were given.
+    pub(super) reconciliation: Value,
+}
+
+/// What the database was like before anything was done to it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Found {
+    pub(super) state: State,
+    pub(super) severity: String,
+    pub(super) why: String,
+    pub(super) digest: Option<String>,
+    /// For the report.
+    pub(super) findings: Value,
+}
+
+/// Digests of balances and freezes.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct Digests {
+    /// Of the log as it was found, where it could be replayed.
+    pub(super) before: Option<String>,
+    pub(super) archive: Option<String>,
+    pub(super) after: Option<String>,
+}
+
+/// What was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Action {
+    #[serde(rename = "none")]
+    Nothing,
+    /// The read models were made anew.
+    Rebuilt,
+    /// The log was put in place, and the read models were made from it.
+    Restored,
+}
