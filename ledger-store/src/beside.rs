@@ -80,20 +80,20 @@ impl Table {
     pub(crate) async fn change(
         database: &Database,
         what: &str,
-        partition: u8,
+        partition: i64,
         operation: &str,
     ) -> Result<(), StoreError> {
         let change = format!("{what} where partition = $1 and operation_id = $2");
         match database {
             Database::Postgres(database) => {
                 let change = sqlx::query(AssertSqlSafe(format!("{change}::uuid")));
-                change.bind(i16::from(partition)).bind(operation.to_owned()).execute(database.pool()).await?;
+                change.bind(partition).bind(operation.to_owned()).execute(database.pool()).await?;
             }
             Database::Sqlite(database) => {
                 let mut turn = database.durable_turn().await;
                 sqlx::query("pragma synchronous = full").execute(&mut *turn).await?;
                 let change = sqlx::query(AssertSqlSafe(change));
-                change.bind(i64::from(partition)).bind(operation.to_owned()).execute(&mut *turn).await?;
+                change.bind(partition).bind(operation.to_owned()).execute(&mut *turn).await?;
             }
         }
         Ok(())
@@ -124,8 +124,20 @@ impl Table {
         rest: &str,
         parameters: &[&str],
     ) -> Result<Vec<Row>, StoreError> {
+        let damaged = |error| StoreError::Inconsistent(format!("a row of {} cannot be read: {error}", self.name));
+        let rows = self.select_texts(database, rest, parameters).await?;
+        rows.iter().map(|row| serde_json::from_str(row).map_err(damaged)).collect()
+    }
+
+    /// The same rows as they are stored, each as the text of a JSON object, whether or not they are `Row`s.
+    pub(crate) async fn select_texts(
+        &self,
+        database: &Database,
+        rest: &str,
+        parameters: &[&str],
+    ) -> Result<Vec<String>, StoreError> {
         let columns = self.columns.join(", ");
-        let rows: Vec<String> = match database {
+        Ok(match database {
             Database::Postgres(database) => {
                 let rest = rest.replace("{uuid}", "::uuid");
                 let sql = format!("select to_json(t)::text from (select {columns} from {} {rest}) t", self.name);
@@ -145,9 +157,7 @@ impl Table {
                 }
                 query.fetch_all(database.readers()).await?
             }
-        };
-        let damaged = |error| StoreError::Inconsistent(format!("a row of {} cannot be read: {error}", self.name));
-        rows.iter().map(|row| serde_json::from_str(row).map_err(damaged)).collect()
+        })
     }
 }
 

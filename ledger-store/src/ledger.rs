@@ -45,7 +45,7 @@ impl Default for LedgerOptions {
     }
 }
 
-fn system_time() -> Timestamp {
+pub(crate) fn system_time() -> Timestamp {
     Timestamp::from_micros(Utc::now().timestamp_micros())
         .expect("the system's clock is set to a year from 1970 to 9999")
 }

@@ -15,7 +15,7 @@ use crate::{
     Database, Ledger, StoreError, Unavailable,
     batch::{Answer, Ask, Compensate},
     beside::Table,
-    ledger::{failed, unavailable},
+    ledger::{failed, system_time, unavailable},
     refusals::{self, Refusal, Time},
 };
 
@@ -65,7 +65,32 @@ impl Compensation {
 pub struct Contradiction {
     /// With the first of its events.
     pub told: Option<(Compensation, Event)>,
-    pub row: Option<Compensation>,
+    pub row: Option<Result<Compensation, Unreadable>>,
+}
+
+/// A row of compensations that is none.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    /// As the row has them.
+    partition: i64,
+    operation_id: String,
+    reversals: i64,
+    pub why: String,
+}
+
+impl Unreadable {
+    /// The partition that it stands in, if there is such a one.
+    #[must_use]
+    pub fn partition(&self) -> Option<Partition> {
+        u8::try_from(self.partition).ok().and_then(Partition::new)
+    }
+
+    /// Whether all the same it closes an operation of which only this row tells.
+    fn closes_alone(&self) -> bool {
+        self.reversals == 0
+            && Uuid::try_parse(&self.operation_id)
+                .is_ok_and(|id| self.partition == i64::from(operation::partition(id).number()))
+    }
 }
 
 /// A row of a flow: its opening (number 0), or what became of a step.
@@ -288,7 +313,7 @@ impl Database {
     /// When the database cannot be read.
     pub async fn contradicted_compensations(&self) -> Result<Vec<Contradiction>, StoreError> {
         // The rows first: the events of each of them are in the log by the time that is read.
-        let mut rows = self.all_compensations().await?;
+        let (mut rows, mut unreadable) = self.all_compensations().await?;
         let heads = self.heads().await?;
         let mut found = Vec::new();
         for partition in Partition::all() {
@@ -303,18 +328,24 @@ impl Database {
                         continue;
                     }
                     let Some(told) = Compensation::told_by(&event) else { continue };
+                    let place = (told.partition.into(), told.operation_id.to_string());
                     let row = match rows.remove(&(told.partition, told.operation_id)) {
-                        // Or it was written after the rows were read.
-                        None => self.compensation(told.operation_id).await?,
-                        row => row,
+                        Some(row) => Some(Ok(row)),
+                        None => match unreadable.remove(&place) {
+                            Some(row) => Some(Err(row)),
+                            // Or it was written after the rows were read.
+                            None => self.compensation(told.operation_id).await?.map(Ok),
+                        },
                     };
-                    if row.as_ref().map(|row| row.reversals) != Some(told.reversals) {
+                    let agrees = matches!(&row, Some(Ok(row)) if row.reversals == told.reversals);
+                    if !agrees {
                         found.push(Contradiction { told: Some((told, event)), row });
                     }
                 }
             }
         }
-        let untold = rows.into_values().filter(|row| row.reversals > 0);
+        let untold = rows.into_values().filter(|row| row.reversals > 0).map(Ok);
+        let untold = untold.chain(unreadable.into_values().map(Err));
         found.extend(untold.map(|row| Contradiction { told: None, row: Some(row) }));
         Ok(found)
     }
@@ -326,26 +357,54 @@ impl Database {
     /// When the database cannot be read or written.
     pub async fn mend_compensations(&self) -> Result<usize, StoreError> {
         let contradicted = self.contradicted_compensations().await?;
+        const DELETE: &str = "delete from compensations";
         for Contradiction { told, row } in &contradicted {
-            let what = match (told, row) {
+            match row {
                 // What the log did not tell of then it will never tell of.
-                (None, _) => "delete from compensations".to_owned(),
-                (Some((told, _)), Some(_)) => format!("update compensations set reversals = {}", told.reversals),
-                (Some((told, _)), None) => {
-                    COMPENSATIONS.insert(self, std::slice::from_ref(told)).await?;
+                Some(Ok(row)) => {
+                    let what = match told {
+                        None => DELETE.to_owned(),
+                        Some((told, _)) => format!("update compensations set reversals = {}", told.reversals),
+                    };
+                    Table::change(self, &what, row.partition.into(), &row.operation_id.to_string()).await?;
                     continue;
                 }
-            };
-            if let Some(row) = row {
-                Table::change(self, &what, row.partition, &row.operation_id.to_string()).await?;
+                // An operation that is closed stays closed: all that the row still tells is kept.
+                Some(Err(row)) if told.is_none() && row.closes_alone() => {
+                    let now = system_time();
+                    let what = format!("update compensations set compensated_at = '{now}'");
+                    Table::change(self, &what, row.partition, &row.operation_id).await?;
+                    continue;
+                }
+                Some(Err(row)) => Table::change(self, DELETE, row.partition, &row.operation_id).await?,
+                None => {}
+            }
+            if let Some((told, _)) = told {
+                COMPENSATIONS.insert(self, std::slice::from_ref(told)).await?;
             }
         }
         Ok(contradicted.len())
     }
 
-    async fn all_compensations(&self) -> Result<HashMap<(u8, Uuid), Compensation>, StoreError> {
-        let rows: Vec<Compensation> = COMPENSATIONS.select(self, "", &[]).await?;
-        Ok(rows.into_iter().map(|row| ((row.partition, row.operation_id), row)).collect())
+    /// All rows, those that can be read and those that cannot.
+    async fn all_compensations(
+        &self,
+    ) -> Result<(HashMap<(u8, Uuid), Compensation>, HashMap<(i64, String), Unreadable>), StoreError> {
+        let (mut rows, mut unreadable) = (HashMap::new(), HashMap::new());
+        for text in COMPENSATIONS.select_texts(self, "", &[]).await? {
+            match serde_json::from_str::<Compensation>(&text) {
+                Ok(row) => drop(rows.insert((row.partition, row.operation_id), row)),
+                Err(error) => {
+                    let row: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+                    let partition = row["partition"].as_i64().unwrap_or(-1);
+                    let operation_id = row["operation_id"].as_str().unwrap_or_default().to_owned();
+                    let reversals = row["reversals"].as_i64().unwrap_or(-1);
+                    let place = (partition, operation_id.clone());
+                    unreadable.insert(place, Unreadable { partition, operation_id, reversals, why: error.to_string() });
+                }
+            }
+        }
+        Ok((rows, unreadable))
     }
 }
 

@@ -5,7 +5,7 @@ use ledger_store::Database;
 use sqlx::{AssertSqlSafe, Connection, Row};
 
 /// Everything that verification looks at.
-const TABLES: [&str; 13] = [
+pub const TABLES: [&str; 13] = [
     "events",
     "compensations",
     "partition_heads",
@@ -170,6 +170,61 @@ impl Vandal {
             ));
         }
         self.run(&statements).await;
+    }
+
+    /// The tables of the schema.
+    ///
+    /// # Panics
+    ///
+    /// When the database cannot be read.
+    pub async fn tables(&self) -> Vec<String> {
+        let sql = if self.is_sqlite() {
+            "select name, '' from sqlite_master where type = 'table'"
+        } else {
+            "select table_name::text, '' from information_schema.tables where table_schema = current_schema()"
+        };
+        let tables = self.pairs(sql.to_owned()).await.into_iter().map(|(name, _)| name);
+        tables.filter(|name| !["kept_", "_sqlx_", "sqlite_"].iter().any(|prefix| name.starts_with(prefix))).collect()
+    }
+
+    /// A table's columns and their types, in small letters.
+    ///
+    /// # Panics
+    ///
+    /// When the database cannot be read.
+    pub async fn columns(&self, table: &str) -> Vec<(String, String)> {
+        self.pairs(if self.is_sqlite() {
+            format!("select name, lower(type) from pragma_table_info('{table}')")
+        } else {
+            format!(
+                "select column_name::text, data_type::text from information_schema.columns \
+                 where table_schema = current_schema() and table_name = '{table}' order by ordinal_position"
+            )
+        })
+        .await
+    }
+
+    /// How many rows of a table are not as they were.
+    ///
+    /// # Panics
+    ///
+    /// When the database cannot be read.
+    pub async fn changed_rows(&self, table: &str) -> usize {
+        let sql = format!("select 'row', '' from (select * from {table} except select * from kept_{table}) as changed");
+        self.pairs(sql).await.len()
+    }
+
+    async fn pairs(&self, sql: String) -> Vec<(String, String)> {
+        let read = if self.is_sqlite() {
+            let mut connection = sqlx::SqliteConnection::connect(&self.url).await.expect("the file opens");
+            let read = sqlx::query_as(AssertSqlSafe(sql)).fetch_all(&mut connection).await;
+            connection.close().await.expect("closed");
+            read
+        } else {
+            let mut connection = sqlx::PgConnection::connect(&self.url).await.expect("the database opens");
+            sqlx::query_as(AssertSqlSafe(sql)).fetch_all(&mut connection).await
+        };
+        read.expect("it is read")
     }
 
     /// Bytes as the database writes them.

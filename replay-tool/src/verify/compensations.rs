@@ -3,7 +3,7 @@
 //!
 //! An operation's row and its events lie in different partitions, so in the first place only sums are kept, as of atomic batches.
 
-use ledger_core::{BatchMark, operation};
+use ledger_core::{BatchMark, Partition, operation};
 use ledger_store::{
     Database, StoreError,
     index_rows::KeyRow,
@@ -63,14 +63,22 @@ pub(super) async fn find(
         format!("operation {} closed by {} reversals", compensation.operation_id, compensation.reversals)
     };
     for Contradiction { told, row } in database.contradicted_compensations().await? {
-        let found =
-            row.as_ref().map_or_else(|| "no row".to_owned(), |row| format!("{} in compensations", in_words(row)));
+        let found = match &row {
+            None => "no row".to_owned(),
+            Some(Ok(row)) => format!("{} in compensations", in_words(row)),
+            Some(Err(row)) => format!("a row of compensations that cannot be read: {}", row.why),
+        };
         findings.extend(match (told, row) {
             (Some((told, event)), row) => {
                 let kind = if row.is_some() { Kind::CompensationMismatch } else { Kind::CompensationMissing };
                 Some(Finding::of(kind, &event, format!("{} in compensations", in_words(&told)), found))
             }
-            (None, Some(row)) => {
+            (None, Some(Err(row))) => {
+                let partition = row.partition().or_else(|| Partition::new(0));
+                let expected = "an operation, a time and a count of reversals in compensations";
+                partition.map(|at| Finding::of_partition(Kind::CompensationMismatch, at, expected, found))
+            }
+            (None, Some(Ok(row))) => {
                 let partition = operation::partition(row.operation_id);
                 let expected = "no row: no event reverses anything of the operation";
                 Some(Finding::of_partition(Kind::CompensationUnexpected, partition, expected, found))

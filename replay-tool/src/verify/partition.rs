@@ -151,14 +151,16 @@ pub(super) fn add_witnesses(partition: Partition, around: &Around, places: &mut 
     let index = partition.index();
     let restores: Vec<_> = around.restores[index].iter().flatten().cloned().collect();
     for why in around.restores[index].iter().filter_map(|restore| restore.as_ref().err()) {
-        let expected = "an epoch, a position and a hash in restores";
+        let expected = "an epoch, a position, a hash and a time in restores";
         findings.push(Finding::of_partition(Kind::RestoreMismatch, partition, expected, why.as_str()));
     }
+    let (published, kinds) = (&around.published[index], (Kind::CheckpointMissing, Kind::CheckpointMismatch));
     // Where the ledger never published there is no row.
-    if let Some(published) = around.published[index].head()
-        && places::voided_by(published, &restores).is_none()
+    if *published != Stand::Missing
+        && let Some(published) = places::check_stand(partition, published, kinds, PUBLISHER, findings)
+        && places::voided_by(&published, &restores).is_none()
     {
-        places.add(*published, Witness::Checkpoint(PUBLISHER));
+        places.add(published, Witness::Checkpoint(PUBLISHER));
     }
     for restore in &restores {
         let at = Head { epoch: restore.epoch, position: restore.position, hash: restore.hash };

@@ -2,7 +2,7 @@
 //! or damaged is a finding and not the end of the verification.
 
 use futures::TryStreamExt;
-use ledger_core::{Epoch, Hash, Head, PARTITIONS, Partition, Position};
+use ledger_core::{Epoch, Hash, Head, PARTITIONS, Partition, Position, Timestamp};
 use ledger_store::{Database, StoreError};
 use sqlx::AssertSqlSafe;
 use uuid::Uuid;
@@ -46,12 +46,16 @@ pub(super) async fn heads(database: &Database) -> Result<Vec<Stand>, StoreError>
 /// The heads, and what the rows of compensations come to that reversed anything: both as one commit left them.
 pub(super) async fn heads_and_compensations(database: &Database) -> Result<(Vec<Stand>, Sums), StoreError> {
     const HEADS: &str = "select partition::bigint, epoch, position, hash from partition_heads";
-    const ROWS: &str =
-        "select partition::bigint, operation_id::text, reversals::bigint from compensations where reversals > 0";
+    // The times of PostgreSQL are times.
+    const ROWS: &str = "select partition::bigint, operation_id::text, reversals::bigint, null::text from compensations";
     let mut sums = Sums::default();
-    let mut add = |(partition, operation, reversals): (i64, String, i64)| match Uuid::try_parse(&operation) {
-        Ok(operation) => sums.add(partition, operation, reversals),
-        Err(_) => sums.add_damaged(),
+    let mut add = |(partition, operation, reversals, at): (i64, String, i64, Option<String>)| {
+        let is_time = at.is_none_or(|at| Timestamp::parse(&at).is_some());
+        match Uuid::try_parse(&operation) {
+            Ok(operation) if is_time && reversals > 0 => sums.add(partition, operation, reversals),
+            Ok(_) if is_time && reversals == 0 => {}
+            _ => sums.add_damaged(),
+        }
     };
     let heads: Vec<Row> = match database {
         Database::Postgres(database) => {
@@ -66,7 +70,8 @@ pub(super) async fn heads_and_compensations(database: &Database) -> Result<(Vec<
             heads
         }
         Database::Sqlite(database) => {
-            let without_casts = |sql: &str| sql.replace("::bigint", "").replace("::text", "");
+            let without_casts =
+                |sql: &str| sql.replace("null::text", "compensated_at").replace("::bigint", "").replace("::text", "");
             let mut transaction = database.readers().begin().await?;
             let heads = sqlx::query_as(AssertSqlSafe(without_casts(HEADS))).fetch_all(&mut *transaction).await?;
             let mut rows = sqlx::query_as(AssertSqlSafe(without_casts(ROWS))).fetch(&mut *transaction);
@@ -101,6 +106,18 @@ pub(super) async fn restores(database: &Database) -> Result<[Vec<Result<Restore,
             let restore =
                 head_of(&row).map(|head| Restore { epoch: head.epoch, position: head.position, hash: head.hash });
             restores[partition.index()].push(restore);
+        }
+    }
+    if let Database::Sqlite(database) = database {
+        // The times of PostgreSQL are times.
+        let times: Vec<(i64, String)> =
+            sqlx::query_as("select partition, restored_at from restores").fetch_all(database.readers()).await?;
+        for (number, at) in times {
+            if let Some(partition) = partition_of(number)
+                && Timestamp::parse(&at).is_none()
+            {
+                restores[partition.index()].push(Err(format!("the time `{at}`")));
+            }
         }
     }
     Ok(restores)

@@ -2,6 +2,7 @@
 //! be mended.
 
 mod case;
+mod columns;
 mod hidden;
 mod ledger;
 mod log;
@@ -18,6 +19,7 @@ use tests::{
 };
 
 use case::{Case, Deed, named};
+use columns::what_is_edited_in_any_column_is_found;
 use hidden::{
     a_compensation_whose_row_is_gone_is_named_and_written_again,
     a_state_whose_seal_is_broken_is_not_believed_and_no_finding, a_table_and_its_key_that_disagree_are_named,
@@ -27,6 +29,7 @@ use part::verify_looks_at_a_part_and_says_what_it_leaves_out;
 
 on_both_databases!(
     verify_names_each_damage_that_is_done_by_hand,
+    what_is_edited_in_any_column_is_found,
     a_projector_that_counts_refunds_twice_is_found_on_the_first_run,
     a_cut_log_is_found_against_the_stream,
     verify_looks_at_a_part_and_says_what_it_leaves_out,
