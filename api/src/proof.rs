@@ -11,7 +11,7 @@ use ledger_store::{StoreError, error::chain};
 use projector::{
     election::{Election, Office},
     inconsistencies,
-    proof::{self, Outcome, Proof, ProofError},
+    proof::{self, Due, Outcome, Proof, ProofError},
 };
 use tokio::{sync::watch, task::JoinHandle, time::timeout};
 
@@ -30,6 +30,11 @@ const STAND_BY: Duration = Duration::from_secs(5);
 const PAUSE: Duration = Duration::from_secs(5);
 /// A partition that fails so often in a row is left for its next turn, so that the others get theirs.
 const FAILURES_MAX: u32 = 3;
+/// The part of its time in a round that a partition's proof takes at most, unless that would be too slow: what is read gently is not
+/// in the way of commands, and a large partition may need more passes than one.
+const PART_OF_SLOT: u32 = 4;
+/// No proof is slower than so many events a second, so that it comes to its end between two starts of the service.
+const RATE_MIN: u32 = 2_000;
 /// How long a row that is being mended is waited for when the service stops.
 const MEND_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -102,7 +107,7 @@ impl Turns {
             #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]
             metrics::gauge!("ledger_inconsistencies_open").set(open as f64);
             if due.wait.is_zero() {
-                self.turn(due.partition).await?;
+                self.turn(&due).await?;
                 self.failures = 0;
             } else {
                 self.wait(due.wait.min(LOOK)).await;
@@ -116,11 +121,17 @@ impl Turns {
     }
 
     /// Proves a partition, and does what is to be done about what is found.
-    async fn turn(&mut self, partition: Partition) -> Result<(), StoreError> {
-        let began = now();
+    async fn turn(&mut self, due: &Due) -> Result<(), StoreError> {
+        let (began, partition) = (now(), due.partition);
+        let gentle_rate = if due.is_urgent {
+            None
+        } else {
+            let events = self.service.database.heads().await?[partition.index()].position.0;
+            Some(gentle_rate(events, proof::slot(self.manner.round)))
+        };
         let mut stopping = self.stopping.clone();
         let proved = tokio::select! {
-            proved = self.prove(partition) => proved,
+            proved = self.prove(partition, gentle_rate) => proved,
             _ = stopping.wait_for(|stop| *stop) => return Ok(()),
         };
         let (outcome, position) = match proved {
@@ -157,8 +168,10 @@ impl Turns {
     }
 
     /// A log that seems damaged is read once more: it may just have been restored.
-    async fn prove(&self, partition: Partition) -> Result<Proof, ProofError> {
-        let options = proof::Options { max_rate: self.manner.max_rate, ..proof::Options::default() };
+    async fn prove(&self, partition: Partition, gentle_rate: Option<NonZeroU32>) -> Result<Proof, ProofError> {
+        let max_rate = self.manner.max_rate;
+        let gentle_rate = gentle_rate.into_iter().chain(max_rate).min();
+        let options = proof::Options { max_rate, gentle_rate, ..proof::Options::default() };
         let proved = proof::prove(&self.service.database, partition, &options).await;
         let is_damaged = match &proved {
             Ok(proof) => proof.damage.is_some(),
@@ -168,7 +181,31 @@ impl Turns {
     }
 }
 
+/// The rate at which so many events take no more than a part of the slot.
+fn gentle_rate(events: u64, slot: Duration) -> NonZeroU32 {
+    let millis = u64::try_from((slot / PART_OF_SLOT).as_millis()).unwrap_or(u64::MAX).max(1);
+    let rate = u32::try_from(events.saturating_mul(1_000).div_ceil(millis)).unwrap_or(u32::MAX);
+    NonZeroU32::new(rate.max(RATE_MIN)).unwrap_or(NonZeroU32::MIN)
+}
+
 fn now() -> Timestamp {
     Timestamp::from_micros(Utc::now().timestamp_micros())
         .expect("the system's clock is set to a year from 1970 to 9999")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_proof_takes_a_quarter_of_its_slot_unless_that_is_too_slow() {
+        let day = proof::slot(Duration::from_secs(86_400));
+        assert_eq!(day, Duration::from_millis(1_282_500));
+        assert_eq!(gentle_rate(0, day).get(), RATE_MIN);
+        assert_eq!(gentle_rate(312_500, day).get(), RATE_MIN);
+        // Two billion events: 31,250,000 in a partition, in 320.625 s.
+        assert_eq!(gentle_rate(31_250_000, day).get(), 97_466);
+        assert_eq!(gentle_rate(100, proof::slot(Duration::from_secs(1))).get(), 33_334);
+        assert_eq!(gentle_rate(u64::MAX, Duration::ZERO).get(), u32::MAX);
+    }
 }

@@ -21,6 +21,8 @@ pub struct Scan {
     partition: Partition,
     after: Position,
     to: Position,
+    /// Rows of one page.
+    page: usize,
     next: Next,
 }
 
@@ -63,11 +65,18 @@ impl Database {
             Self::Postgres(database) => Reader::Postgres(database.reader(columns)),
             Self::Sqlite(database) => Reader::Sqlite(database.reader(columns)),
         };
-        Scan { partition, after, to, next: Next::Unread(reader) }
+        Scan { partition, after, to, page: PAGE, next: Next::Unread(reader) }
     }
 }
 
 impl Scan {
+    /// The same in pages of so many rows, before the first is read: for who must not be in the way of others.
+    #[must_use]
+    pub fn in_pages_of(mut self, rows: usize) -> Self {
+        self.page = rows;
+        self
+    }
+
     /// The next rows in order, damaged ones among them; none at the end.
     ///
     /// # Errors
@@ -84,7 +93,7 @@ impl Scan {
         let position = |row: &Result<Event, DamagedRow>| {
             row.as_ref().map_or_else(|damage| damage.position, |event| event.position)
         };
-        if rows.len() == PAGE {
+        if rows.len() == self.page {
             self.after = rows.last().map_or(self.to, position);
         } else {
             self.after = self.to;
@@ -97,14 +106,14 @@ impl Scan {
 
     /// Begins to read a page.
     fn read(&self, reader: Reader) -> JoinHandle<Result<(Rows, Reader), StoreError>> {
-        let (partition, after, to) = (self.partition, self.after, self.to);
+        let (partition, after, to, page) = (self.partition, self.after, self.to, self.page);
         match reader {
             Reader::Postgres(mut reader) => tokio::spawn(async move {
-                let rows = reader.page(partition, after, to, PAGE).await?;
+                let rows = reader.page(partition, after, to, page).await?;
                 Ok((rows, Reader::Postgres(reader)))
             }),
             Reader::Sqlite(mut reader) => tokio::task::spawn_blocking(move || {
-                let rows = reader.page(partition, after, to, PAGE)?;
+                let rows = reader.page(partition, after, to, page)?;
                 Ok((rows, Reader::Sqlite(reader)))
             }),
         }

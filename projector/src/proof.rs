@@ -31,7 +31,7 @@ mod rows;
 
 pub use compare::Difference;
 use fold::{Fold, Whose};
-pub use journal::{Due, Outcome, next_due, write_down};
+pub use journal::{Due, Outcome, next_due, slot, write_down};
 use rows::Rows;
 
 /// Accounts of one pass whose rows are looked at in full; the others are found by the next proof.
@@ -40,6 +40,8 @@ const SUSPECTS_MAX: usize = 1_000;
 const TRIES_MAX: u32 = 5;
 /// How often the fold is brought up to the checkpoints before the rows are read.
 const CATCH_UPS_MAX: u32 = 20;
+/// Rows of the log that are read at once: some milliseconds of the database, which has others to serve.
+const PAGE: usize = 500;
 /// The rows are read when so few events are missing to the checkpoints.
 const CLOSE_ENOUGH: u64 = 20_000;
 
@@ -48,6 +50,9 @@ const CLOSE_ENOUGH: u64 = 20_000;
 pub struct Options {
     /// At most so many events a second.
     pub max_rate: Option<NonZeroU32>,
+    /// At most so many a second of those that are there at the beginning, which are nearly all. What comes meanwhile may come
+    /// faster, and is folded at the rate above.
+    pub gentle_rate: Option<NonZeroU32>,
     /// What the fold may take up in memory, in bytes, about; rows that are compared take up as much again at most.
     pub memory_bytes: usize,
 }
@@ -55,7 +60,7 @@ pub struct Options {
 impl Default for Options {
     /// As fast as it goes, in 64 MiB.
     fn default() -> Self {
-        Self { max_rate: None, memory_bytes: 64 * 1024 * 1024 }
+        Self { max_rate: None, gentle_rate: None, memory_bytes: 64 * 1024 * 1024 }
     }
 }
 
@@ -123,7 +128,8 @@ impl ProofError {
 ///
 /// See [`ProofError`].
 pub async fn prove(database: &Database, partition: Partition, options: &Options) -> Result<Proof, ProofError> {
-    let pace = Pace::new(options.max_rate);
+    let pace =
+        Paces { at_first: Pace::new(options.gentle_rate.or(options.max_rate)), then: Pace::new(options.max_rate) };
     let mut proof = Proof {
         partition,
         events: 0,
@@ -148,7 +154,7 @@ pub async fn prove(database: &Database, partition: Partition, options: &Options)
         let next = fold.whose.end();
         drop(rows);
         if from.is_none() {
-            proof.damage = look_ahead(database, &mut fold, &pace).await?;
+            proof.damage = look_ahead(database, &mut fold, &pace.then).await?;
         }
         drop(fold);
         while suspects.len() > SUSPECTS_MAX {
@@ -163,6 +169,14 @@ pub async fn prove(database: &Database, partition: Partition, options: &Options)
             None => return Ok(proof),
         }
     }
+}
+
+/// How fast the log is read.
+struct Paces {
+    /// Up to where the read models stand at the beginning.
+    at_first: Pace,
+    /// What comes meanwhile: it may come faster.
+    then: Pace,
 }
 
 /// Folds what the read models do not hold yet, too: what makes a projector stop may be the next event.
@@ -181,7 +195,7 @@ async fn look_again(
     partition: Partition,
     suspects: BTreeSet<AccountId>,
     options: &Options,
-    pace: &Pace,
+    pace: &Paces,
     proof: &mut Proof,
 ) -> Result<(), ProofError> {
     let (fold, rows) = pass(database, partition, &Whose::These(suspects), options, pace).await?;
@@ -196,11 +210,12 @@ async fn pass(
     partition: Partition,
     whose: &Whose,
     options: &Options,
-    pace: &Pace,
+    pace: &Paces,
 ) -> Result<(Fold, Rows), ProofError> {
     for _ in 0..TRIES_MAX {
         let mut fold = Fold::new(partition, whose.clone(), options.memory_bytes);
-        for _ in 0..CATCH_UPS_MAX {
+        for number in 0..CATCH_UPS_MAX {
+            let pace = if number == 0 { &pace.at_first } else { &pace.then };
             let to = rows::checkpoints(database, partition).await?;
             let to = to[0].position.min(to[1].position);
             let missing = to.0.saturating_sub(fold.at[0].position.0);
@@ -215,7 +230,7 @@ async fn pass(
             // Somebody put older read models in place.
             continue;
         }
-        advance(database, &mut fold, to.map(|to| to.position), pace).await?;
+        advance(database, &mut fold, to.map(|to| to.position), &pace.then).await?;
         for ((model, to), at) in ReadModel::ALL.into_iter().zip(to).zip(fold.at) {
             if (to.position, to.hash) != (at.position, at.hash) {
                 let reason = format!("says {} at position {}, where the log has {}", to.hash, to.position, at.hash);
@@ -232,7 +247,7 @@ async fn advance(database: &Database, fold: &mut Fold, to: [Position; 2], pace: 
     let partition = fold.partition;
     let from = fold.at[0].position.min(fold.at[1].position);
     let end = to[0].max(to[1]);
-    let mut scan = database.scan(partition, from, end);
+    let mut scan = database.scan(partition, from, end).in_pages_of(PAGE);
     loop {
         let events = scan.next().await?;
         if events.is_empty() {

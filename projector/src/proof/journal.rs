@@ -41,6 +41,8 @@ pub struct Due {
     pub partition: Partition,
     /// How long that has time.
     pub wait: Duration,
+    /// Its projector stopped: it does not wait for its turn.
+    pub is_urgent: bool,
     /// How long ago the partition was proved that has waited longest; none while some were never proved.
     pub oldest: Option<Duration>,
 }
@@ -85,13 +87,16 @@ fn decide(proved: &HashMap<i64, i64>, stopped: Option<i64>, round: Duration, now
     let partition = oldest.expect("there are partitions");
     let oldest = (proved.len() >= PARTITIONS).then(|| began(partition).map(age)).flatten();
     if let Some(stopped) = stopped.and_then(|number| u8::try_from(number).ok()).and_then(Partition::new) {
-        return Due { partition: stopped, wait: Duration::ZERO, oldest };
+        return Due { partition: stopped, wait: Duration::ZERO, is_urgent: true, oldest };
     }
-    // A twentieth is left for what comes between, so that the round is done in its time.
-    let partitions = u32::try_from(PARTITIONS).expect("few");
-    let slot = (round - round / 20) / partitions;
-    let wait = proved.values().max().map_or(Duration::ZERO, |newest| slot.saturating_sub(age(*newest)));
-    Due { partition, wait, oldest }
+    let wait = proved.values().max().map_or(Duration::ZERO, |newest| slot(round).saturating_sub(age(*newest)));
+    Due { partition, wait, is_urgent: false, oldest }
+}
+
+/// The time that a partition has in a round. A twentieth of the round is left for what comes between.
+#[must_use]
+pub fn slot(round: Duration) -> Duration {
+    (round - round / 20) / u32::try_from(PARTITIONS).expect("few")
 }
 
 /// Writes down that a partition was proved.
