@@ -272,6 +272,11 @@ async fn without_the_stream_an_anchor_says_what_is_lost_and_nothing_else_can(dat
     assert_eq!(report["lost"]["positions"], 100);
     assert!(report["lost"]["cannot_know"].as_str().expect("said").contains("after the anchor"), "{report:#}");
     assert_eq!(report["success_rate"], json!(0.5));
+    assert!(report["next"][0].as_str().expect("said").contains("--nats-url"), "{report:#}");
+    // Asked again, it does not say that nothing was ever lost.
+    let (code, again) = desk.recover(&database.url, &archive, "again", &["--anchor", text(&anchor)]);
+    let lost = (&again["lost"]["positions"], &again["lost"]["left_behind"]);
+    assert_eq!((code, lost), (0, (&json!(0), &json!(true))), "{again:#}");
 
     destroy(&database).await;
     let (code, report) = desk.recover(&database.url, &archive, "alone", &[]);
@@ -314,7 +319,7 @@ async fn a_damaged_log_is_mended_in_place_and_what_was_there_is_kept(database: N
     assert_eq!(report["digest"]["after"], before["digest"]);
     assert_eq!(
         report["lost"],
-        json!({ "positions": 0, "partitions": [], "contradictions": [], "cannot_know": null,
+        json!({ "positions": 0, "partitions": [], "contradictions": [], "left_behind": false, "cannot_know": null,
         "witnesses": ["the stream", "the database's own heads"] })
     );
     assert_eq!(verify_consistent(&database.url)["digest"], before["digest"]);

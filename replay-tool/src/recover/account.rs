@@ -57,6 +57,8 @@ pub(super) fn sentence(document: &Value) -> String {
         format!("{} events are lost; the partitions and positions are named", thousands(lost))
     } else if document["lost"]["cannot_know"].is_string() {
         "no loss is known, but not everything can be known".to_owned()
+    } else if document["lost"]["left_behind"] == true {
+        "nothing is lost but what an earlier restore left behind, which its report names".to_owned()
     } else {
         "nothing is lost".to_owned()
     };

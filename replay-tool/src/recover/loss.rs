@@ -55,6 +55,9 @@ pub(super) struct Loss {
     pub(super) contradictions: Vec<Contradiction>,
     /// Who was asked.
     pub(super) witnesses: Vec<String>,
+    /// Somebody tells of events that an earlier restore did not put back: that restore's report named them.
+    #[serde(default)]
+    pub(super) left_behind: bool,
     /// What nobody who was asked can know; absent when nothing is left open.
     pub(super) cannot_know: Option<String>,
 }
@@ -79,6 +82,7 @@ pub(super) fn loss(
         partitions: Vec::new(),
         contradictions: Vec::new(),
         witnesses: witnesses.iter().map(|witness| witness.name.clone()).collect(),
+        left_behind: false,
         cannot_know,
     };
     for partition in Partition::all() {
@@ -87,6 +91,7 @@ pub(super) fn loss(
         for witness in witnesses {
             let Some(head) = witness.heads[partition.index()] else { continue };
             if restores.iter().any(|restored| restored.voids(partition, head.epoch, head.position)) {
+                loss.left_behind = true;
                 continue;
             }
             // A head that names the newest event at another position was changed: it tells nothing.

@@ -243,7 +243,15 @@ impl Drill<'_> {
         facts.epoch = Some(epoch.0);
         facts.kept = kept;
         facts.mended = vec![why];
-        facts.next = vec!["start every service of this ledger anew: it goes on under a new epoch".to_owned()];
+        let restart = "start every service of this ledger anew: it goes on under a new epoch";
+        // Where the stream was not asked, what is lost may be there; once the ledger goes on it is too late. What only the
+        // damaged database had would not be there.
+        let ask_the_stream = "first, if there is a stream CREDIT on NATS, what is lost may be in it: before any service is started \
+                              recover once more, into an empty database, with --nats-url and another --report";
+        let may_be_there = self.arguments.nats_url.is_none()
+            && facts.events["from_database"] == 0
+            && facts.lost.as_ref().is_some_and(|loss| loss.positions > 0);
+        facts.next = may_be_there.then_some(ask_the_stream).into_iter().chain([restart]).map(str::to_owned).collect();
     }
 
     /// Looks, decides, keeps what is there, and mends it.
