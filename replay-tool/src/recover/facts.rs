@@ -1,6 +1,7 @@
 //! What is known of a recovery, for its outcome and for the report. It stands in the record, so that a run that goes on after a
 //! kill knows it, too.
 
+use ledger_core::Epoch;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -33,6 +34,26 @@ pub(super) struct Facts {
     pub(super) locks: Value,
     /// How the orders compare, for the report; null when none were given.
     pub(super) reconciliation: Value,
+}
+
+/// What a person does after a log was restored.
+const START_ANEW: &str = "start every service of this ledger anew: it goes on under a new epoch";
+const ASK_THE_STREAM: &str = "first, if there is a stream CREDIT on NATS, what is lost may be in it: before any service is started \
+    recover once more, into an empty database, with --nats-url and another --report";
+
+impl Facts {
+    /// The log was put in place; `kept` is where the ledger is that was there, and `why` it was not left there.
+    pub(super) fn restored(&mut self, epoch: Epoch, kept: Option<String>, why: String, stream_was_asked: bool) {
+        // Once the ledger goes on it is too late for the stream. What only the damaged database had would not come back so.
+        let may_be_there = !stream_was_asked
+            && self.events["from_database"] == 0
+            && self.lost.as_ref().is_some_and(|loss| loss.positions > 0);
+        self.action = Some(Action::Restored);
+        self.epoch = Some(epoch.0);
+        self.kept = kept;
+        self.mended = vec![why];
+        self.next = may_be_there.then_some(ASK_THE_STREAM).into_iter().chain([START_ANEW]).map(str::to_owned).collect();
+    }
 }
 
 /// What the database was like before anything was done to it.

@@ -233,25 +233,8 @@ impl Drill<'_> {
             Database::Sqlite(sqlite) => Some(format!("{}.before-{epoch}", sqlite.file())),
         };
         let why = found.map(|found| found.why.clone()).unwrap_or_default();
-        self.say_restored(Epoch(epoch), kept, why);
+        self.record.facts.restored(Epoch(epoch), kept, why, self.arguments.nats_url.is_some());
         Ok(database)
-    }
-
-    fn say_restored(&mut self, epoch: Epoch, kept: Option<String>, why: String) {
-        let facts = &mut self.record.facts;
-        facts.action = Some(Action::Restored);
-        facts.epoch = Some(epoch.0);
-        facts.kept = kept;
-        facts.mended = vec![why];
-        let restart = "start every service of this ledger anew: it goes on under a new epoch";
-        // Where the stream was not asked, what is lost may be there; once the ledger goes on it is too late. What only the
-        // damaged database had would not be there.
-        let ask_the_stream = "first, if there is a stream CREDIT on NATS, what is lost may be in it: before any service is started \
-                              recover once more, into an empty database, with --nats-url and another --report";
-        let may_be_there = self.arguments.nats_url.is_none()
-            && facts.events["from_database"] == 0
-            && facts.lost.as_ref().is_some_and(|loss| loss.positions > 0);
-        facts.next = may_be_there.then_some(ask_the_stream).into_iter().chain([restart]).map(str::to_owned).collect();
     }
 
     /// Looks, decides, keeps what is there, and mends it.
@@ -424,7 +407,7 @@ impl Drill<'_> {
         self.record.end(json!({ "events": summary.events, "accounts": summary.accounts, "digest": summary.digest,
             "kept": summary.kept, "wrote_seconds": summary.wrote_in.as_secs_f64(),
             "rebuilt_seconds": summary.rebuilt_in.as_secs_f64() }))?;
-        self.say_restored(epoch, summary.kept, examined.why);
+        self.record.facts.restored(epoch, summary.kept, examined.why, self.arguments.nats_url.is_some());
         self.record.keep()?;
         self.context.open().await
     }
