@@ -85,11 +85,10 @@ impl Unreadable {
         u8::try_from(self.partition).ok().and_then(Partition::new)
     }
 
-    /// Whether all the same it closes an operation of which only this row tells.
-    fn closes_alone(&self) -> bool {
-        self.reversals == 0
-            && Uuid::try_parse(&self.operation_id)
-                .is_ok_and(|id| self.partition == i64::from(operation::partition(id).number()))
+    /// Whether it closes an operation all the same: that goes by its place.
+    fn closes(&self) -> bool {
+        Uuid::try_parse(&self.operation_id)
+            .is_ok_and(|id| self.partition == i64::from(operation::partition(id).number()))
     }
 }
 
@@ -369,10 +368,13 @@ impl Database {
                     Table::change(self, &what, row.partition.into(), &row.operation_id.to_string()).await?;
                     continue;
                 }
-                // An operation that is closed stays closed: all that the row still tells is kept.
-                Some(Err(row)) if told.is_none() && row.closes_alone() => {
-                    let now = system_time();
-                    let what = format!("update compensations set compensated_at = '{now}'");
+                // An operation that is closed stays closed at every moment, and what the row still tells is kept.
+                Some(Err(row)) if row.closes() && (told.is_some() || row.reversals == 0) => {
+                    let (at, reversals) = match told {
+                        Some((told, _)) => (told.compensated_at.0, told.reversals),
+                        None => (system_time(), 0),
+                    };
+                    let what = format!("update compensations set compensated_at = '{at}', reversals = {reversals}");
                     Table::change(self, &what, row.partition, &row.operation_id).await?;
                     continue;
                 }
