@@ -30,6 +30,8 @@ pub(crate) struct Problem {
     retry_after: Option<u64>,
     /// Whom the refused command was about.
     account: Option<Box<Account>>,
+    /// It says nothing of other requests: the database as a whole works.
+    is_local: bool,
 }
 
 impl Problem {
@@ -42,6 +44,7 @@ impl Problem {
             headers: None,
             retry_after: None,
             account: None,
+            is_local: false,
         }
     }
 
@@ -168,6 +171,13 @@ impl Problem {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", detail)
     }
 
+    /// The database answers, but not with what must be there.
+    fn store_damaged() -> Self {
+        let detail = "what this needs is damaged in the database; nothing was done, or the same business key finds out: \
+                      ask the operator to run replay-tool verify";
+        Self { is_local: true, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "store_unavailable", detail) }
+    }
+
     /// The same, told at once: the database failed too often a moment ago to be asked again before `wait` is over.
     pub(crate) fn store_resting(wait: Duration) -> Self {
         Self::store_unavailable().again_after(wait)
@@ -287,8 +297,8 @@ impl Problem {
     }
 
     /// Whether the database did not answer.
-    pub(crate) fn is_store_unavailable(&self) -> bool {
-        self.code == "store_unavailable"
+    pub(crate) fn is_store_away(&self) -> bool {
+        self.code == "store_unavailable" && !self.is_local
     }
 
     /// Whether it is the service that failed, not the caller.
@@ -362,6 +372,7 @@ impl From<Unavailable> for Problem {
         match unavailable {
             Unavailable::Overloaded => Self::overloaded(),
             Unavailable::Store | Unavailable::Stopping => Self::store_unavailable(),
+            Unavailable::Damaged => Self::store_damaged(),
         }
     }
 }

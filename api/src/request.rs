@@ -129,7 +129,7 @@ async fn answer(service: &Service, routes: &Routes, mut request: Request) -> Res
     }
     if asks_database {
         match response.extensions().get::<Problem>() {
-            Some(problem) if problem.is_store_unavailable() => service.breaker.failed(),
+            Some(problem) if problem.is_store_away() => service.breaker.failed(),
             _ => service.breaker.succeeded(),
         }
     }

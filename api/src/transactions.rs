@@ -26,7 +26,7 @@ pub(crate) async fn read(State(service): State<Service>, path: Path, query: Quer
     let not_found = || Problem::unknown_id("transaction_not_found", "transaction_id", text);
     let uuid = body::uuid(text).ok_or_else(|| Problem::invalid("transaction_id", "must be a transaction's id"))?;
     let id = TransactionId::from_uuid(uuid).ok_or_else(not_found)?;
-    let event = service.database.transaction(id).await?.ok_or_else(not_found)?;
+    let event = service.ledger.transaction(id).await?.ok_or_else(not_found)?;
     Ok(request::json(StatusCode::OK, serde_json::to_string(&Transaction::from(&event)).expect("an event is JSON")))
 }
 

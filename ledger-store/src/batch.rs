@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::{
     append::Append,
     index::KeyHash,
-    ledger::{Recorded, Unavailable},
+    ledger::{CommandError, Recorded, Unavailable},
     operations::{Compensated, Compensation},
     refusals::Refused,
     tail::{Span, Tail},
@@ -50,7 +50,7 @@ pub(crate) struct Compensate {
 pub(crate) enum Answer {
     One(Result<Recorded, Rejection>),
     Atomic(Result<Vec<Recorded>, (usize, Rejection)>),
-    Each(Vec<Result<Recorded, Rejection>>),
+    Each(Vec<Result<Recorded, CommandError>>),
     Newest(Option<Newest>),
     Places(Vec<(Partition, Position)>),
     Compensated(Compensated),

@@ -212,7 +212,8 @@ impl Database {
     }
 
     /// The newest position of a partition, up to `head`, that was recorded at or before an instant. Times never run
-    /// backwards in a partition, so it is found by bisection over the primary key.
+    /// backwards in a partition, so it is found by bisection over the primary key. A place without an event counts as
+    /// later: where the one after the answer is such a place, the answer may be too old.
     ///
     /// # Errors
     ///

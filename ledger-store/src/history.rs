@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use ledger_core::{Account, Event, EventType, Position, Timestamp};
 
-use crate::{Ledger, Unavailable, batch::Newest, database::Bound, ledger::failed};
+use crate::{Ledger, StoreError, Unavailable, batch::Newest, database::Bound, ledger::failed, lookup::missing};
 
 /// Events of one step of a walk that looks for a type.
 const WALK: usize = 500;
@@ -16,11 +16,13 @@ impl Ledger {
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// When the database is away, or damaged there.
     pub async fn at_version(&self, account: &Account, version: u64) -> Result<Option<Arc<Event>>, Unavailable> {
         match self.where_newest(account).await? {
             Some(newest) if (1..=newest.version).contains(&version) => {
-                self.newest_within(account, &newest, Bound::Version(version)).await
+                let event = self.newest_within(account, &newest, Bound::Version(version)).await?;
+                let event = event.filter(|event| event.after.version == version);
+                event.map(Some).ok_or_else(|| broken(account))
             }
             _ => Ok(None),
         }
@@ -30,16 +32,27 @@ impl Ledger {
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// When the database is away, or damaged there.
     pub async fn at_time(&self, account: &Account, at: Timestamp) -> Result<Option<Arc<Event>>, Unavailable> {
         let Some(newest) = self.where_newest(account).await? else { return Ok(None) };
         let partition = account.partition();
         let head = self.committed()[partition.index()].max(newest.position);
         let last = self.database.newest_at_or_before(partition, at, head).await.map_err(|error| failed(&error))?;
-        if last >= newest.position {
-            return self.read(partition, newest.position).await;
+        if last < head && self.read(partition, last.next()).await?.is_none() {
+            // When that was recorded is not known, so there may be newer ones in time.
+            return Err(failed(&missing((partition, last.next()))));
         }
-        self.newest_within(account, &newest, Bound::Position(last)).await
+        if last >= newest.position {
+            return self.read_newest(account, &newest).await.map(Some);
+        }
+        if let Some(event) = self.newest_within(account, &newest, Bound::Position(last)).await? {
+            return Ok(Some(event));
+        }
+        // Either the account was opened later, or the way back ends too early: its first event tells.
+        match self.newest_within(account, &newest, Bound::Version(1)).await? {
+            Some(first) if first.position > last => Ok(None),
+            _ => Err(broken(account)),
+        }
     }
 
     /// The newest event of an account within a bound, found from the nearest known event after it.
@@ -58,7 +71,10 @@ impl Ledger {
         let from = indexed.or_else(|| in_tail.map(|(_, position)| *position)).unwrap_or(newest.position);
         let mut events =
             self.database.walk_back(account.partition(), from, bound, 1).await.map_err(|error| failed(&error))?;
-        Ok(events.pop().map(Arc::new))
+        match events.pop() {
+            Some(event) if event.account != *account => Err(broken(account)),
+            event => Ok(event.map(Arc::new)),
+        }
     }
 
     /// An account's events, newest first: those before position `before` (absent: from the newest), at most `limit`, of
@@ -67,7 +83,7 @@ impl Ledger {
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// When the database is away, or damaged there.
     pub async fn history(
         &self,
         account: &Account,
@@ -79,10 +95,12 @@ impl Ledger {
         let partition = account.partition();
         let mut found = Vec::new();
         // The walk begins with an event of the account: the one at `before` itself, which was given already.
-        let mut from = match before {
-            None => newest.position,
+        let (mut from, mut version) = match before {
+            None => (newest.position, newest.version),
             Some(before) => match self.read(partition, before).await? {
-                Some(event) if event.account == *account => event.previous_position,
+                Some(event) if event.account == *account && event.after.version > 1 => {
+                    (event.previous_position, event.after.version - 1)
+                }
                 _ => return Ok((Vec::new(), None)),
             },
         };
@@ -94,20 +112,36 @@ impl Ledger {
                 .walk_back(partition, from, Bound::Position(from), step)
                 .await
                 .map_err(|error| failed(&error))?;
+            let is_cut_short = events.len() < step;
             for event in events {
+                if event.account != *account || event.after.version != version {
+                    return Err(broken(account));
+                }
+                version = version.saturating_sub(1);
                 from = event.previous_position;
                 last = event.position;
                 if event_type.is_none_or(|wanted| event.event_type == wanted) {
                     found.push(event);
                 }
-                if found.len() == limit {
-                    return Ok((found, (from > Position::ZERO).then_some(last)));
-                }
-                if from == Position::ZERO {
+                if version == 0 {
                     return Ok((found, None));
                 }
+                if found.len() == limit {
+                    return Ok((found, Some(last)));
+                }
+            }
+            if is_cut_short {
+                return Err(broken(account));
             }
         }
         Ok((found, Some(last)))
     }
+}
+
+/// The log does not lead back through all of an account's versions: what it does lead to is not served.
+fn broken(account: &Account) -> Unavailable {
+    failed(&StoreError::Inconsistent(format!(
+        "account {}: its events do not lead back to its first: run replay-tool verify",
+        account.id()
+    )))
 }

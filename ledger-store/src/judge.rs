@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::{
     StoreError,
     batch::{Answer, Ask, Batch, Compensate, Draft, Newest, Partitions, Request},
-    ledger::{Recorded, Unavailable},
+    ledger::{CommandError, Recorded, Unavailable},
     lookup::{Fetched, Known, Layers},
     operations::{Compensated, Compensation},
     refusals::Refused,
@@ -38,11 +38,8 @@ impl Round<'_> {
 
     /// Decides a request and puts it and its answer into the batch.
     pub(crate) fn judge(&self, batch: &mut Batch, request: Request) {
-        let answer = self.answer(&mut batch.draft, &request.ask).unwrap_or_else(|error| {
-            // Only what touches the damage is refused, and nothing is decided on it.
-            tracing::error!(%error, "a request met a damaged part of the database");
-            Answer::Unavailable(Unavailable::Store)
-        });
+        let answer = self.answer(&mut batch.draft, &request.ask);
+        let answer = answer.unwrap_or_else(|error| Answer::Unavailable(met_damage(&error)));
         batch.weight += request.weight();
         batch.answers.push((request, answer));
     }
@@ -51,8 +48,7 @@ impl Round<'_> {
         Ok(match ask {
             Ask::One(command) => Answer::One(self.judge_one(draft, None, command, None)?),
             Ask::Each(commands) => {
-                let each = commands.iter().map(|command| self.judge_one(draft, None, command, None));
-                Answer::Each(each.collect::<Result<_, _>>()?)
+                Answer::Each(commands.iter().map(|command| self.judge_alone(draft, command)).collect())
             }
             Ask::Atomic(commands) => Answer::Atomic(self.judge_atomic(draft, commands)?),
             Ask::Compensate(compensate) => Answer::Compensated(self.judge_compensate(draft, compensate)?),
@@ -67,7 +63,7 @@ impl Round<'_> {
             }
             Ask::Key(hash) => {
                 draft.judged.insert(hash.partition);
-                Answer::Places(self.known(None, draft).key_places(*hash))
+                Answer::Places(self.known(None, draft).key_places(*hash)?)
             }
             Ask::Business(business) => {
                 draft.judged.insert_all(Partitions::ALL);
@@ -79,6 +75,12 @@ impl Round<'_> {
                 Answer::Operation(places, Box::new(draft.heads.map(|head| head.position)))
             }
         })
+    }
+
+    /// One of several commands that have nothing to do with each other: damage that it meets fails it alone.
+    fn judge_alone(&self, draft: &mut Draft, command: &Command) -> Result<Recorded, CommandError> {
+        let outcome = self.judge_one(draft, None, command, None).map_err(|error| met_damage(&error))?;
+        Ok(outcome?)
     }
 
     /// All of the commands, or none.
@@ -267,6 +269,12 @@ impl Round<'_> {
         });
         Ok(Ok((Arc::new(Event::seal(account, command, &effect, &slot, batch, now)), false)))
     }
+}
+
+/// What is answered where damage was met: only what touches it is refused, and nothing is decided on it.
+fn met_damage(error: &StoreError) -> Unavailable {
+    tracing::error!(%error, "a request met a damaged part of the database");
+    Unavailable::Damaged
 }
 
 /// The account that a command is about: the one it names, or its original's.

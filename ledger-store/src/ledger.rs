@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use chrono::Utc;
 use ledger_core::{
-    Account, Balance, BusinessKey, Command, Event, PARTITIONS, Partition, Position, Rejection, Timestamp,
+    Account, Balance, BusinessKey, Command, Event, PARTITIONS, Partition, Position, Rejection, Timestamp, TransactionId,
 };
 use tokio::{
     sync::{Mutex, Semaphore, mpsc, oneshot, watch},
@@ -16,6 +16,7 @@ use crate::{
     batch::{Answer, Ask, Newest, Request},
     feed::Feed,
     index::KeyHash,
+    lookup::missing,
     published::Published,
     tail::Tail,
     writer::Writer,
@@ -34,14 +35,22 @@ pub struct LedgerOptions {
     pub queue_commands_max: usize,
     /// How long an answer may wait for a database that is away before the caller is told so.
     pub patience: Duration,
+    /// Events that are kept in memory before they are written to the indexes, at some 200 bytes each; past twice as many
+    /// no more is decided until those are written.
+    pub flush_events: usize,
     /// The clock that `recorded_at` is read from.
     pub clock: Clock,
 }
 
 impl Default for LedgerOptions {
-    /// The system's clock, 65,536 commands waiting, 2 s of patience.
+    /// The system's clock, 65,536 commands waiting, 2 s of patience, 80,000 events to a flush.
     fn default() -> Self {
-        Self { queue_commands_max: 65_536, patience: Duration::from_secs(2), clock: Arc::new(system_time) }
+        Self {
+            queue_commands_max: 65_536,
+            patience: Duration::from_secs(2),
+            flush_events: 80_000,
+            clock: Arc::new(system_time),
+        }
     }
 }
 
@@ -67,6 +76,9 @@ pub enum Unavailable {
     /// The database is away; nothing was done, or the same key finds out.
     #[error("the database cannot be reached")]
     Store,
+    /// What this needs is damaged in the database, which works otherwise; nothing was done, or the same key finds out.
+    #[error("a part of the database that this needs is damaged: run replay-tool verify")]
+    Damaged,
     /// The service is stopping; nothing was done.
     #[error("the service is stopping")]
     Stopping,
@@ -124,15 +136,8 @@ impl Ledger {
         // The queue itself has no bound; the semaphore counts the commands in it, whatever batches they come in.
         let (queue, requests) = mpsc::unbounded_channel();
         let stop = watch::Sender::new(false);
-        let writer = Writer::new(
-            database.clone(),
-            tail,
-            requests,
-            stop.subscribe(),
-            options.clock,
-            options.patience,
-            published.clone(),
-        );
+        let writer =
+            Writer::new(database.clone(), tail, requests, stop.subscribe(), options.clone(), published.clone());
         let writer = tokio::spawn(writer.run());
         let (stop_recorder, stopped) = watch::channel(false);
         let task = tokio::spawn(published.refusals.clone().write(database.clone(), stopped));
@@ -179,7 +184,7 @@ impl Ledger {
     pub async fn execute_each(&self, commands: Vec<Command>) -> Vec<Result<Recorded, CommandError>> {
         let weight = commands.len();
         match self.ask(Ask::Each(commands), weight).await {
-            Answer::Each(outcomes) => outcomes.into_iter().map(|outcome| outcome.map_err(Into::into)).collect(),
+            Answer::Each(outcomes) => outcomes,
             other => vec![Err(unavailable(&other).into()); weight],
         }
     }
@@ -188,20 +193,20 @@ impl Ledger {
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// When the database is away, or damaged there.
     pub async fn newest(&self, account: &Account) -> Result<Option<Arc<Event>>, Unavailable> {
         let Some(newest) = self.where_newest(account).await? else { return Ok(None) };
-        self.read(account.partition(), newest.position).await
+        self.read_newest(account, &newest).await.map(Some)
     }
 
     /// The event that the key is bound to in that account, exact.
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// When the database is away, or damaged there.
     pub async fn find(&self, account: &Account, key: &BusinessKey) -> Result<Option<Arc<Event>>, Unavailable> {
         let places = self.places(Ask::Key(KeyHash::new(account, key))).await?;
-        let events = self.database.events_at(&places).await.map_err(|error| failed(&error))?;
+        let events = self.read_all(places).await?;
         Ok(events.into_iter().find(|event| event.account == *account && event.key == *key).map(Arc::new))
     }
 
@@ -209,17 +214,30 @@ impl Ledger {
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// When the database is away, or damaged there.
     pub async fn find_all(&self, key: &BusinessKey) -> Result<Vec<Event>, Unavailable> {
         // The tail first: what it lets go of meanwhile is in the indexes by then.
         let mut places = self.places(Ask::Business(key.hash())).await?;
         places.extend(self.database.business_positions(key.hash()).await.map_err(|error| failed(&error))?);
-        places.sort_unstable();
-        places.dedup();
-        let mut events = self.database.events_at(&places).await.map_err(|error| failed(&error))?;
+        let mut events = self.read_all(places).await?;
         events.retain(|event| event.key == *key);
-        events.sort_unstable_by_key(|event| (event.partition, event.position));
         Ok(events)
+    }
+
+    /// The event of that id, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// When the database is away, or damaged there.
+    pub async fn transaction(&self, id: TransactionId) -> Result<Option<Event>, Unavailable> {
+        let (partition, _, position) = id.locate();
+        match self.database.event_at(partition, position).await.map_err(|error| failed(&error))? {
+            Some(event) => Ok(Some(event).filter(|event| event.transaction_id == id)),
+            None if position > Position::ZERO && position <= self.committed()[partition.index()] => {
+                Err(failed(&missing((partition, position))))
+            }
+            None => Ok(None),
+        }
     }
 
     /// The account as the newest event left it that this process committed and still remembers. It may be older than the
@@ -296,6 +314,27 @@ impl Ledger {
         Ok(event.map(Arc::new))
     }
 
+    /// An account's newest event, which must be there as what names it says.
+    pub(crate) async fn read_newest(&self, account: &Account, newest: &Newest) -> Result<Arc<Event>, Unavailable> {
+        let place = (account.partition(), newest.position);
+        let event = self.read(place.0, place.1).await?;
+        let event = event.filter(|event| event.account == *account && event.after.version == newest.version);
+        event.ok_or_else(|| failed(&missing(place)))
+    }
+
+    /// The events at some places, in order: each must be there, or what is not found is not known to be absent.
+    pub(crate) async fn read_all(&self, mut places: Vec<(Partition, Position)>) -> Result<Vec<Event>, Unavailable> {
+        places.sort_unstable();
+        places.dedup();
+        let mut events = self.database.events_at(&places).await.map_err(|error| failed(&error))?;
+        let place_of = |event: &Event| (event.partition, event.position);
+        events.sort_unstable_by_key(place_of);
+        match places.into_iter().find(|place| events.binary_search_by_key(place, place_of).is_err()) {
+            Some(place) => Err(failed(&missing(place))),
+            None => Ok(events),
+        }
+    }
+
     async fn places(&self, ask: Ask) -> Result<Vec<(Partition, Position)>, Unavailable> {
         match self.ask(ask, 1).await {
             Answer::Places(places) => Ok(places),
@@ -332,5 +371,5 @@ pub(crate) fn unavailable(answer: &Answer) -> Unavailable {
 /// A read failed: the log says why, the caller may try again.
 pub(crate) fn failed(error: &StoreError) -> Unavailable {
     tracing::warn!(error = %crate::error::chain(error), "a read failed");
-    Unavailable::Store
+    if error.is_damage() { Unavailable::Damaged } else { Unavailable::Store }
 }

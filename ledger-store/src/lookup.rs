@@ -31,7 +31,7 @@ pub(crate) struct Fetched {
     /// Whose originals were read.
     owners: HashMap<AccountId, Account>,
     keys: HashMap<KeyHash, Vec<Position>>,
-    /// `None`: there is no freeze or deduction at that place.
+    /// `None`: there is no freeze or deduction at that place, or there was none when the round began.
     originals: HashMap<(Partition, Position), Option<OriginalEntry>>,
     events: HashMap<(Partition, Position), Arc<Event>>,
     /// The operations that were found to be compensated, where that was asked for.
@@ -97,12 +97,6 @@ impl<'a> Layers<'a> {
         self.spans().find_map(|span| span.originals.get(&place))
     }
 
-    /// The newest position of a partition, committed or not.
-    fn head(self, partition: Partition) -> Position {
-        let newest = self.drafts.into_iter().flatten().next().map_or(&self.tail.heads, |draft| &draft.heads);
-        newest[partition.index()].position
-    }
-
     /// Every entry of an account's history in these layers, ascending.
     pub(crate) fn anchors(self, id: AccountId) -> Vec<(u64, Position)> {
         let mut anchors: Vec<_> = self
@@ -166,7 +160,11 @@ impl<'a> Known<'a> {
         let Some(named) = command.action.original() else { return Ok(None) };
         let (partition, _, position) = named.locate();
         let place = (partition, position);
-        let entry = self.layers.original(place).or_else(|| self.fetched.originals.get(&place)?.as_ref());
+        let entry = match self.fetched.originals.get(&place) {
+            // Also if the round itself has put one there since.
+            Some(None) => None,
+            fetched => self.layers.original(place).or_else(|| fetched?.as_ref()),
+        };
         // The place may hold what another ledger, or another epoch, never named so.
         let original = entry.map(|entry| &entry.original).filter(|original| original.transaction_id == named);
         self.absent_only_if_sound(partition, original)
@@ -207,9 +205,11 @@ impl<'a> Known<'a> {
     }
 
     /// Where the events under a key's hash are: in these layers and in the indexes.
-    pub(crate) fn key_places(self, hash: KeyHash) -> Vec<(Partition, Position)> {
+    pub(crate) fn key_places(self, hash: KeyHash) -> Result<Vec<(Partition, Position)>, StoreError> {
         let fetched = self.fetched.keys.get(&hash).into_iter().flatten().copied();
-        self.layers.key_places(hash).chain(fetched).map(|position| (hash.partition, position)).collect()
+        let places = self.layers.key_places(hash).chain(fetched).map(|position| (hash.partition, position));
+        let places = Some(places.collect::<Vec<_>>()).filter(|places| !places.is_empty());
+        self.absent_only_if_sound(hash.partition, places).map(Option::unwrap_or_default)
     }
 }
 
@@ -242,12 +242,18 @@ async fn originals(
 ) -> Result<(), LookupError> {
     let mut cold: HashSet<(Partition, Position)> = HashSet::default();
     for command in requests.iter().flat_map(Request::commands) {
-        if let Some(original) = command.action.original() {
-            let (partition, _, position) = original.locate();
-            let exists = position > Position::ZERO && position <= layers.head(partition);
-            if exists && layers.original((partition, position)).is_none() {
-                cold.insert((partition, position));
-            }
+        let Some(original) = command.action.original() else { continue };
+        let (partition, _, position) = original.locate();
+        let place = (partition, position);
+        if position == Position::ZERO || layers.original(place).is_some() {
+            continue;
+        }
+        if position <= layers.tail.heads[partition.index()].position {
+            cold.insert(place);
+        } else {
+            // Nobody was told the id of what is not decided yet. A guess must not come true while the round goes on: whose
+            // account it is about, and so whether its command's key is bound there, is looked up now.
+            fetched.originals.insert(place, None);
         }
     }
     if cold.is_empty() {
@@ -414,7 +420,8 @@ fn refuse_ahead(layers: Layers<'_>, places: &[(Partition, Position)]) -> Result<
     Ok(())
 }
 
-fn missing((partition, position): (Partition, Position)) -> StoreError {
+/// There is no event at a place where one must be.
+pub(crate) fn missing((partition, position): (Partition, Position)) -> StoreError {
     StoreError::Inconsistent(format!(
         "partition {partition} position {position}: the event is missing or damaged: run replay-tool verify"
     ))

@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use ledger_core::{Head, PARTITIONS, Partition};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::{
     StoreError,
@@ -17,11 +17,13 @@ use crate::{
     error,
     ledger::Unavailable,
     tail::Tail,
-    writer::{Closely, Interruption, Writer},
+    writer::{Closely, Interruption, Writer, timed_out},
 };
 
 /// Foreign events that are worth reading on for; past that the tail is made anew from the indexes' checkpoint.
 const READ_ON_MAX: u64 = 200_000;
+/// How long it may take to take in what others wrote: whatever takes longer hangs.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(120);
 /// The pause after the first failed attempt, doubled up to [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -43,6 +45,14 @@ impl Writer {
                     tracing::warn!(error = %why, "the ledger cannot commit");
                     self.published.set_trouble(Some(why));
                 }
+            }
+            if self.is_told_to_stop() {
+                // Nothing more gets in, and what is in the queue is answered with those that wait.
+                self.queue.close();
+                while let Ok(request) = self.queue.try_recv() {
+                    self.waiting.push_back(request);
+                }
+                self.stop();
             }
             // Those that wait are told in time; what they asked for may still turn out to be done, and their keys tell.
             if since.elapsed() >= self.patience || self.is_stopping() {
@@ -96,9 +106,10 @@ impl Writer {
     }
 
     async fn prepare(&mut self, heads: &[Head; PARTITIONS]) -> Result<(), StoreError> {
-        self.catch_up(heads).await?;
+        timeout(CATCH_UP_TIMEOUT, self.catch_up(heads)).await.unwrap_or_else(|_| Err(timed_out()))?;
         if let Some(batch) = self.uncertain.take() {
-            match self.is_committed(&batch).await {
+            let is_committed = timeout(CATCH_UP_TIMEOUT, self.is_committed(&batch));
+            match is_committed.await.unwrap_or_else(|_| Err(timed_out())) {
                 // Its events came in with the catching up; the answers are still owed.
                 Ok(true) => {
                     self.published.refusals.add(batch.draft.refusals);
@@ -178,7 +189,9 @@ impl Writer {
         }
         let checkpoint = self.database.index_checkpoints().await?;
         let behind = checkpoint.iter().zip(&self.tail.heads).any(|(indexed, known)| indexed.position > known.position);
-        if behind || missing > READ_ON_MAX {
+        // A server that took over may never have had the last flush, which is forgotten here.
+        let lost = checkpoint.iter().zip(&self.tail.indexed).any(|(indexed, known)| indexed.position < known.position);
+        if behind || lost || missing > READ_ON_MAX {
             // What the tail knows does not reach to where the indexes begin to know it any more, or that is far off.
             let tail = Tail::load(&self.database).await?;
             self.replace_tail(tail);
@@ -193,14 +206,16 @@ impl Writer {
         Ok(())
     }
 
-    /// Waits. Once patience is over, whoever asks meanwhile is told at once.
+    /// Waits, until it is told to stop at the longest. Once patience is over, whoever asks meanwhile is told at once.
     async fn pause(&mut self, pause: Duration, since: Instant) {
         let told_at_once = since.elapsed() >= self.patience;
+        let mut stop = self.stop.clone();
         let end = sleep(pause);
         tokio::pin!(end);
         loop {
             tokio::select! {
                 () = &mut end => return,
+                _ = stop.wait_for(|stop| *stop) => return,
                 request = self.queue.recv(), if told_at_once => match request {
                     Some(request) => request.answer(Answer::Unavailable(Unavailable::Store)),
                     None => {

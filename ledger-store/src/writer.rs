@@ -13,7 +13,7 @@ use std::{
 use tokio::{
     sync::{mpsc, watch},
     task::{AbortHandle, JoinHandle},
-    time::{sleep, sleep_until},
+    time::{sleep, sleep_until, timeout},
 };
 
 use crate::{
@@ -24,7 +24,7 @@ use crate::{
     filter::KeyFilter,
     freshness,
     judge::Round,
-    ledger::{Clock, Unavailable},
+    ledger::{Clock, LedgerOptions, Unavailable},
     lookup::{self, Layers, LookupError},
     published::Published,
     tail::Tail,
@@ -34,10 +34,6 @@ use crate::{
 const BATCH_WEIGHT_MAX: usize = 8_192;
 /// A batch of so many commands is worth a commit of its own at once.
 const LARGE: usize = 500;
-/// Events of the tail that make a flush worth its while.
-const FLUSH_EVENTS: usize = 80_000;
-/// Past this many events in memory no more is decided until a flush is done: some 200 bytes each.
-const TAIL_EVENTS_MAX: usize = 160_000;
 /// How often all that can run is let run before a commit is begun. No time is waited for: when nothing else can run this
 /// takes microseconds.
 const YIELDS: usize = 8;
@@ -47,12 +43,16 @@ const IDLE: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 /// How long a failed flush waits before it is tried again.
 const FLUSH_RETRY: Duration = Duration::from_secs(2);
+/// How long a look-up may take: one that takes longer hangs, on a connection whose other end is gone without a word.
+const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long the last flush is waited for: without it the next start reads a little more of the log.
+const LAST_FLUSH_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The writer's task.
 pub(crate) struct Writer {
     pub(crate) database: Database,
     pub(crate) queue: mpsc::UnboundedReceiver<Request>,
-    stop: watch::Receiver<bool>,
+    pub(crate) stop: watch::Receiver<bool>,
     pub(crate) clock: Clock,
     pub(crate) patience: Duration,
     pub(crate) published: Arc<Published>,
@@ -67,8 +67,12 @@ pub(crate) struct Writer {
     pub(crate) in_flight: Option<InFlight>,
     /// A batch whose commit failed in a way that does not tell whether it is durable.
     pub(crate) uncertain: Option<Batch>,
+    /// Events of the tail that make a flush worth its while.
+    flush_events: usize,
     flush: Option<JoinHandle<Result<(), StoreError>>>,
     flush_not_before: Instant,
+    /// Since when flushes fail, and why the last one did.
+    flush_fails: Option<(Instant, String)>,
     stopping: bool,
 }
 
@@ -83,6 +87,11 @@ impl InFlight {
     pub(crate) async fn end(self) -> (Batch, Result<Appended, StoreError>) {
         (self.batch, self.commit.await.unwrap_or_else(|_| Err(ended_early("commit"))))
     }
+}
+
+/// Nothing came in time; whether anything was done is not known.
+pub(crate) fn timed_out() -> StoreError {
+    sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()).into()
 }
 
 fn ended_early(task: &str) -> StoreError {
@@ -137,10 +146,10 @@ impl Writer {
         tail: Tail,
         queue: mpsc::UnboundedReceiver<Request>,
         stop: watch::Receiver<bool>,
-        clock: Clock,
-        patience: Duration,
+        options: LedgerOptions,
         published: Arc<Published>,
     ) -> Self {
+        let LedgerOptions { clock, patience, flush_events, .. } = options;
         let filter = Arc::new(KeyFilter::new(tail.keys()));
         let filling = filter.start_to_fill(database.clone());
         let comparing = tokio::spawn(freshness::watch(published.clone(), database.clone())).abort_handle();
@@ -159,8 +168,10 @@ impl Writer {
             building: None,
             in_flight: None,
             uncertain: None,
+            flush_events,
             flush: None,
             flush_not_before: Instant::now(),
+            flush_fails: None,
             stopping: false,
         }
     }
@@ -185,7 +196,12 @@ impl Writer {
                         self.recover(interruption).await;
                     }
                 }
-                Woken::Flushed(outcome) => self.flushed(outcome),
+                Woken::Flushed(outcome) => {
+                    if let Err(error) = self.flushed(outcome) {
+                        // Perhaps the indexes are not what they are taken for here.
+                        self.recover(Interruption::Failed(error)).await;
+                    }
+                }
                 Woken::Idle => self.flush_now(),
                 Woken::LookAgain => {}
                 // What is in the queue is still done; nothing more gets in.
@@ -202,8 +218,11 @@ impl Writer {
             {
                 self.waiting.push_back(request);
             }
+            self.give_up_without_room();
         }
-        self.finish_flush().await;
+        if timeout(LAST_FLUSH_TIMEOUT, self.finish_flush()).await.is_err() {
+            tracing::warn!("the indexes are not written to the end; the next start makes up for it");
+        }
         if let Some(upkeep) = upkeep {
             upkeep.abort();
         }
@@ -240,9 +259,25 @@ impl Writer {
 
     fn has_room(&self) -> bool {
         let building = self.building.as_ref().map_or(0, |batch| batch.weight);
-        building < BATCH_WEIGHT_MAX
-            && self.tail.active.events + building < TAIL_EVENTS_MAX
-            && !self.published.projector_is_behind()
+        building < BATCH_WEIGHT_MAX && !self.tail_is_full() && !self.published.projector_is_behind()
+    }
+
+    /// Past this many events in memory no more is decided until a flush is done.
+    fn tail_is_full(&self) -> bool {
+        let building = self.building.as_ref().map_or(0, |batch| batch.weight);
+        self.tail.active.events + building >= 2 * self.flush_events
+    }
+
+    /// Says so where the indexes cannot be written and no more fits into memory, and answers those that have waited for long.
+    fn give_up_without_room(&mut self) {
+        let Some((since, why)) = &self.flush_fails else { return };
+        if !self.tail_is_full() {
+            return;
+        }
+        self.published.set_trouble(Some(format!("the indexes cannot be written: {why}")));
+        if since.elapsed() >= self.patience || self.is_told_to_stop() {
+            self.give_up(&Unavailable::Store);
+        }
     }
 
     /// Decides the requests that wait, on top of what is building, what is in flight and what is committed.
@@ -254,7 +289,8 @@ impl Writer {
         };
         let layers = Layers { drafts: [None, Some(&batch.draft), in_flight], tail: &self.tail };
         let requests = self.waiting.make_contiguous();
-        let fetched = lookup::fetch(&self.database, layers, &self.filter, requests, closely).await;
+        let fetched = lookup::fetch(&self.database, layers, &self.filter, requests, closely);
+        let fetched = timeout(LOOK_UP_TIMEOUT, fetched).await.unwrap_or_else(|_| Err(timed_out().into()));
         let fetched = match fetched {
             Ok(fetched) => fetched,
             Err(error) => {
@@ -353,7 +389,7 @@ impl Writer {
     }
 
     fn start_flush(&mut self) {
-        if self.tail.active.events >= FLUSH_EVENTS {
+        if self.tail.active.events >= self.flush_events {
             self.flush_now();
         }
     }
@@ -382,33 +418,47 @@ impl Writer {
         }));
     }
 
-    fn flushed(&mut self, outcome: Result<(), StoreError>) {
+    fn flushed(&mut self, outcome: Result<(), StoreError>) -> Result<(), StoreError> {
         match outcome {
             Ok(()) => {
+                if self.flush_fails.take().is_some() {
+                    self.published.set_trouble(None);
+                }
                 let sealed = self.tail.forget_sealed();
                 // To free so many small things takes time, too.
                 tokio::task::spawn_blocking(move || drop(sealed));
+                Ok(())
             }
             Err(error) => {
-                tracing::warn!(error = %crate::error::chain(&error), "the indexes could not be written; trying again");
-                self.flush_not_before = Instant::now() + FLUSH_RETRY;
+                let why = crate::error::chain(&error);
+                tracing::warn!(error = %why, "the indexes could not be written; trying again");
+                let now = Instant::now();
+                self.flush_not_before = now + FLUSH_RETRY;
+                let since = self.flush_fails.take().map_or(now, |(since, _)| since);
+                self.flush_fails = Some((since, why));
+                Err(error)
             }
         }
     }
 
     /// At the end: what is in memory goes to the indexes, so that the next start is quick. Failing costs only that.
     async fn finish_flush(&mut self) {
-        if let Some(flush) = self.flush.take()
-            && let Ok(outcome) = flush.await
-        {
-            self.flushed(outcome);
+        for is_last in [false, true] {
+            if let Some(flush) = self.flush.take()
+                && let Ok(outcome) = flush.await
+                && self.flushed(outcome).is_err()
+            {
+                return;
+            }
+            if !is_last {
+                self.flush_now();
+            }
         }
-        self.flush_now();
-        if let Some(flush) = self.flush.take()
-            && let Ok(outcome) = flush.await
-        {
-            self.flushed(outcome);
-        }
+    }
+
+    /// Whether [`crate::Ledger::stop`] was called, or every handle is gone; there may still be requests in the queue.
+    pub(crate) fn is_told_to_stop(&self) -> bool {
+        *self.stop.borrow() || self.stop.has_changed().is_err()
     }
 
     pub(crate) fn is_stopping(&self) -> bool {

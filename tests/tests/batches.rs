@@ -1,5 +1,7 @@
 //! `POST /v1/batches`.
 
+use ledger_core::{Account, BusinessKey, TransactionId};
+use ledger_store::Database;
 use serde_json::{Value, json};
 use tests::{Service, on_both_databases, store::NewDatabase, verify_consistent};
 
@@ -8,6 +10,7 @@ on_both_databases!(
     a_batch_of_10_000_commands_is_done_whole,
     a_batch_that_is_not_atomic_answers_each_command_on_its_own,
     a_command_that_cannot_be_read_is_named_by_its_index,
+    a_batch_cannot_name_what_it_makes_itself,
 );
 
 fn command(kind: &str, user: &str, amount: u64, id: &str) -> Value {
@@ -97,4 +100,57 @@ async fn a_command_that_cannot_be_read_is_named_by_its_index(database: NewDataba
     ] {
         assert_eq!(service.post("/v1/batches", &body).await.expect(400)["field"], field, "{body}");
     }
+}
+
+/// The id that a freeze of ann's has if its event is the next one.
+async fn id_of_next(database: &NewDatabase, freeze: &Value) -> TransactionId {
+    let opened = Database::open_existing(&database.url).await.expect("a ledger");
+    let heads = opened.heads().await.expect("heads");
+    opened.close().await;
+    let account = Account::new("ann", "points").expect("valid");
+    let text = |field: &str| freeze[field].as_str().expect("a text");
+    let key = BusinessKey::new(text("business_code"), text("business_id")).expect("valid");
+    let head = &heads[account.partition().index()];
+    TransactionId::derive(&account, head.epoch, head.position.next(), &key)
+}
+
+async fn a_batch_cannot_name_what_it_makes_itself(database: NewDatabase) {
+    let mut service = Service::start(&database.url, &[]);
+    let mut bound = command("credit", "ann", 100, "bound");
+    bound["business_code"] = json!("batch.unfreeze");
+    service.post("/v1/batches", &json!({ "commands": [bound] })).await.expect(201);
+    // From then on only the index knows that the key is bound.
+    service.terminate();
+    let service = Service::start(&database.url, &[]);
+
+    let freeze = command("freeze", "ann", 30, "1");
+    let freeze_id = id_of_next(&database, &freeze).await;
+    let release = |id: &str| json!({ "freeze_id": freeze_id, "business_code": "batch.unfreeze", "business_id": id });
+    let unfreeze = |id: &str| {
+        let mut command = release(id);
+        command["type"] = json!("unfreeze");
+        command
+    };
+    for commands in [
+        vec![freeze.clone(), unfreeze("1")],
+        vec![freeze.clone(), command("debit", "ann", 5, "1"), unfreeze("1")],
+        vec![freeze.clone(), unfreeze("bound")],
+    ] {
+        let last = commands.len() - 1;
+        let refused = service.post("/v1/batches", &json!({ "commands": commands })).await.expect(422);
+        assert_eq!((&refused["code"], &refused["index"]), (&json!("batch_rejected"), &json!(last)));
+        assert_eq!(refused["problem"]["code"], "freeze_not_found");
+    }
+    assert_eq!(service.holdings("ann").await, (100, 0, 100));
+
+    let commands = json!([freeze, unfreeze("1"), unfreeze("bound")]);
+    let answer = service.post("/v1/batches", &json!({ "atomic": false, "commands": commands })).await.expect(200);
+    let results = answer["results"].as_array().expect("a list");
+    assert_eq!(results[0]["transaction_id"], json!(freeze_id), "the guess was right");
+    assert_eq!((&results[1]["code"], &results[2]["code"]), (&json!("freeze_not_found"), &json!("freeze_not_found")));
+    // Once its id is known the freeze is released, under a key that is free.
+    let conflict = service.post("/v1/unfreezes", &release("bound")).await.expect(409);
+    assert_eq!(conflict["code"], "idempotency_conflict");
+    service.post("/v1/unfreezes", &release("1")).await.expect(201);
+    verify_consistent(&database.url);
 }

@@ -1,8 +1,20 @@
 //! Crashes of the service and of the database, under load.
 
-use std::time::Duration;
+use std::{
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
+use serde_json::{Value, json};
 use tests::{Load, Postgres, Service, on_both_databases, store::NewDatabase, verify_consistent};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+};
 
 on_both_databases!(what_was_acknowledged_is_there_once_after_each_kill);
 
@@ -96,6 +108,125 @@ async fn a_database_that_stops_under_load_is_told_and_survived() {
         tokio::join!(load.run(&services, 16), crash);
     }
     load.check(&service).await;
+    verify_consistent(&url);
+}
+
+/// A credit of one.
+fn credit(user: &str, id: &str) -> Value {
+    json!({ "user_id": user, "credit_type": "points", "amount": 1, "business_code": "test.credit", "business_id": id })
+}
+
+/// Waits for something, a minute at most.
+async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !is_so().await {
+        assert!(Instant::now() < deadline, "{what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// What the writer has forgotten the server must still have when it comes back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_is_done_once_though_the_server_crashes_right_after_a_flush() {
+    // Commits that nobody waits for stay off the disk for as long as the server allows.
+    let settings = ["shared_buffers=128MB", "wal_writer_delay=10s", "autovacuum=off"];
+    let mut cluster = Postgres::start_with(Path::new("/tmp"), &settings);
+    let url = cluster.database();
+    let database = url.rsplit('/').next().expect("its name").to_owned();
+    let service = Service::start(&url, &["--proof-round", "0"]);
+    service.post("/v1/credits", &credit("ann", "once")).await.expect(201);
+    // A service that is idle writes its indexes.
+    until("the key is flushed", async || cluster.psql(&database, "select count(*) from key_positions") == "1").await;
+    cluster.stop_immediately();
+    cluster.run();
+    let mut again = service.post("/v1/credits", &credit("ann", "once")).await;
+    until("it recovers", async || {
+        again = service.post("/v1/credits", &credit("ann", "once")).await;
+        again.status != 503
+    })
+    .await;
+    assert_eq!(again.expect(200)["replayed"], true);
+    assert_eq!(service.holdings("ann").await, (1, 0, 1));
+    verify_consistent(&url);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_can_be_stopped_while_its_database_is_away() {
+    let mut cluster = Postgres::start();
+    let url = cluster.database();
+    let mut service = Service::start(&url, &[]);
+    service.post("/v1/credits", &credit("ann", "before")).await.expect(201);
+    cluster.stop_immediately();
+    until("it says so", async || {
+        service.post("/v1/credits", &credit("ann", "while.down")).await.expect(503);
+        service.get("/readyz").await.status == 503
+    })
+    .await;
+    let began = Instant::now();
+    service.terminate();
+    assert!(began.elapsed() < Duration::from_secs(45), "it took {:?} to stop", began.elapsed());
+    cluster.run();
+    let service = Service::start(&url, &[]);
+    assert_eq!(service.holdings("ann").await, (1, 0, 1));
+    verify_consistent(&url);
+}
+
+/// Stands between a service and its database, and can make connections go silent: nothing is sent on any more, and nobody is
+/// told, as when a host dies or an address moves.
+struct Proxy {
+    port: u16,
+    /// How many connections, counted from the first, are silent.
+    silent: watch::Sender<usize>,
+    accepted: Arc<AtomicUsize>,
+}
+
+impl Proxy {
+    async fn start(to: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let port = listener.local_addr().expect("bound").port();
+        let (silent, accepted) = (watch::Sender::new(0), Arc::new(AtomicUsize::new(0)));
+        let (listening, counted) = (silent.subscribe(), accepted.clone());
+        tokio::spawn(async move {
+            while let Ok((mut client, _)) = listener.accept().await {
+                let (number, mut silent) = (counted.fetch_add(1, Ordering::SeqCst), listening.clone());
+                tokio::spawn(async move {
+                    let Ok(mut server) = TcpStream::connect(("127.0.0.1", to)).await else { return };
+                    tokio::select! {
+                        _ = tokio::io::copy_bidirectional(&mut client, &mut server) => {}
+                        // Both stay open.
+                        () = async { drop(silent.wait_for(|silent| number < *silent).await) } => std::future::pending().await,
+                    }
+                });
+            }
+        });
+        Self { port, silent, accepted }
+    }
+
+    fn silence(&self) {
+        self.silent.send_replace(self.accepted.load(Ordering::SeqCst));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_die_silently_do_not_hold_the_writer() {
+    let cluster = Postgres::start();
+    let url = cluster.database();
+    let (_, port) = url.rsplit_once(':').expect("a port");
+    let (port, name) = port.split_once('/').expect("a name");
+    let proxy = Proxy::start(port.parse().expect("a number")).await;
+    let through = format!("postgres://postgres@127.0.0.1:{}/{name}", proxy.port);
+    let service = Service::start(&through, &["--proof-round", "0"]);
+    for user in 0..20 {
+        service.post("/v1/credits", &credit(&format!("user-{user}"), "1")).await.expect(201);
+    }
+    proxy.silence();
+    // Each is about an account that is not in memory, so that it is looked up on a connection that nobody answers on.
+    let mut user = 20;
+    until("commands are done again", async || {
+        user += 1;
+        service.post("/v1/credits", &credit(&format!("user-{user}"), "1")).await.status == 201
+    })
+    .await;
     verify_consistent(&url);
 }
 

@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use ledger_core::{Account, BusinessKey, Event, Rejection};
-use ledger_store::{BatchError, CommandError, Database, Ledger, LedgerOptions};
+use ledger_store::{BatchError, CommandError, Database, Ledger, LedgerOptions, Unavailable};
+use sqlx::Connection;
 use tests::{
     on_both_databases,
     store::{NewDatabase, capture, credit, debit, freeze, postgres, refund, sqlite, ticking_clock, unfreeze},
@@ -16,6 +17,7 @@ on_both_databases!(
     two_ledgers_on_one_database_never_lose_or_repeat_a_command,
     an_atomic_batch_is_done_whole_or_not_at_all,
     what_is_remembered_is_not_fresh_once_another_process_has_written,
+    indexes_that_cannot_be_written_are_told_and_keep_nobody,
 );
 
 async fn start(database: &NewDatabase) -> Ledger {
@@ -192,6 +194,66 @@ async fn what_is_remembered_is_not_fresh_once_another_process_has_written(databa
         }
     }
     ours.stop().await;
+}
+
+async fn run(url: &str, sql: &'static str) {
+    let done = if url.starts_with("sqlite") {
+        let mut connection = sqlx::SqliteConnection::connect(url).await.expect("the file opens");
+        sqlx::raw_sql(sql).execute(&mut connection).await.map(drop)
+    } else {
+        let mut connection = sqlx::PgConnection::connect(url).await.expect("the database opens");
+        sqlx::raw_sql(sql).execute(&mut connection).await.map(drop)
+    };
+    done.expect(sql);
+}
+
+async fn indexes_that_cannot_be_written_are_told_and_keep_nobody(database: NewDatabase) {
+    const FLUSH_EVENTS: u64 = 20;
+    let options = || LedgerOptions { flush_events: 20, ..LedgerOptions::default() };
+    let opened = Database::open(&database.url).await.expect("the database opens");
+    let ledger = Ledger::start(opened, options()).await.expect("the ledger starts");
+    let (no_keys, keys_again) = if database.url.starts_with("sqlite") {
+        (
+            "create trigger no_keys before insert on key_positions begin select raise(abort, 'no keys'); end",
+            "drop trigger no_keys",
+        )
+    } else {
+        (
+            "create function no_keys() returns trigger language plpgsql as 'begin raise exception ''no keys''; end';
+             create trigger no_keys before insert on key_positions for each row execute function no_keys()",
+            "drop function no_keys cascade",
+        )
+    };
+    run(&database.url, no_keys).await;
+    let mut done = 0;
+    let mut until_refused = async |ledger: &Ledger| loop {
+        match ledger.execute(credit("ann", 1, &done.to_string())).await {
+            Ok(_) => done += 1,
+            Err(error) => break error,
+        }
+        assert!(done < 10 * FLUSH_EVENTS, "memory has an end");
+    };
+    assert_eq!(until_refused(&ledger).await, CommandError::Unavailable(Unavailable::Store));
+    assert!(ledger.trouble().is_some_and(|why| why.contains("no keys")), "{:?}", ledger.trouble());
+    // It goes on by itself once it can.
+    run(&database.url, keys_again).await;
+    tokio::time::timeout(Duration::from_secs(60), async {
+        while ledger.execute(credit("ann", 1, "again")).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await
+    .expect("it is served again");
+    assert_eq!(ledger.trouble(), None);
+    // And it can be stopped while it cannot.
+    run(&database.url, no_keys).await;
+    until_refused(&ledger).await;
+    tokio::time::timeout(Duration::from_secs(60), ledger.stop()).await.expect("it stops");
+    run(&database.url, keys_again).await;
+    let ledger = start(&database).await;
+    let newest = ledger.newest(&account("ann")).await.expect("it is read").expect("there is one");
+    assert_eq!(newest.after.balance, done + 1, "what was answered, and no more");
+    ledger.stop().await;
 }
 
 async fn an_atomic_batch_is_done_whole_or_not_at_all(database: NewDatabase) {

@@ -233,7 +233,7 @@ impl Releaser {
                 self.batch_failures = 0;
                 true
             }
-            Some(Unavailable::Store) if self.ledger.trouble().is_none() => {
+            Some(Unavailable::Store | Unavailable::Damaged) if self.ledger.trouble().is_none() => {
                 self.batch_failures += 1;
                 if self.batch_failures < BATCH_FAILURES {
                     sleep(BUSY).await;
@@ -249,12 +249,15 @@ impl Releaser {
         }
     }
 
-    /// A damaged part of the database fails the whole batch that touches it: alone, each freeze fails or succeeds by itself.
+    /// What keeps failing while the database is well is damaged: each freeze is tried once more alone, and those that fail are
+    /// held back.
     async fn release_one_by_one(&mut self, due: &[Event], request_id: &str) -> bool {
         for event in due {
             let outcome = self.ledger.execute(command(event, request_id)).await;
             match outcome {
-                Err(CommandError::Unavailable(Unavailable::Store)) if self.ledger.trouble().is_none() => {
+                Err(CommandError::Unavailable(Unavailable::Store | Unavailable::Damaged))
+                    if self.ledger.trouble().is_none() =>
+                {
                     self.not_released(event, "a part of the database that it needs is damaged");
                 }
                 Err(CommandError::Unavailable(_)) => return false,

@@ -75,7 +75,7 @@ impl Shared {
             // Another process, or the next start, does it.
             return received.put_back(Duration::ZERO).await;
         }
-        let is_away = problem.is_store_unavailable() && self.is_database_away().await;
+        let is_away = problem.is_store_away() && self.is_database_away().await;
         match self.attempts.judge(&id, &problem, is_away) {
             Verdict::Later { pause, is_failure } => {
                 count(if is_failure { "retried" } else { "delayed" });
@@ -113,7 +113,7 @@ impl Shared {
             Err(Problem::internal())
         });
         match &outcome {
-            Err(problem) if problem.is_store_unavailable() => self.service.breaker.failed(),
+            Err(problem) if problem.is_store_away() => self.service.breaker.failed(),
             _ => self.service.breaker.succeeded(),
         }
         outcome

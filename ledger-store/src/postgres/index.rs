@@ -1,10 +1,15 @@
 //! The indexes behind the log on PostgreSQL: look-ups, and the flush that writes them.
 
+use std::time::Duration;
+
 use ledger_core::{AccountId, AccountState, Head, PARTITIONS, Partition, Position};
 use sqlx::{AssertSqlSafe, PgConnection, Postgres as Driver, Row, postgres::PgArguments, query::Query};
 use uuid::Uuid;
 
-use super::{Postgres, copy, log::heads_of};
+use super::{
+    Postgres, copy,
+    log::{heads_of, within},
+};
 use crate::{
     StoreError,
     database::Bound,
@@ -14,6 +19,9 @@ use crate::{
 
 /// Rows of one statement of a flush.
 const FLUSH_ROWS: usize = 20_000;
+
+/// How long a flush may take, some seconds mostly: one that takes longer hangs.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
 
 const CHECKPOINTS: &str = "select partition, epoch, position, hash from index_checkpoints order by partition";
 
@@ -149,10 +157,10 @@ impl Postgres {
         from: &[Head; PARTITIONS],
         to: &[Head; PARTITIONS],
     ) -> Result<(), StoreError> {
-        match self.flush_once(entries, Some(from), to).await {
+        match within(FLUSH_TIMEOUT, self.flush_once(entries, Some(from), to)).await {
             // Some key is there although the checkpoint says that it cannot be: then each is looked at.
             Err(StoreError::Database(sqlx::Error::Database(refusal))) if refusal.is_unique_violation() => {
-                self.flush_once(entries, None, to).await
+                within(FLUSH_TIMEOUT, self.flush_once(entries, None, to)).await
             }
             flushed => flushed,
         }
@@ -167,12 +175,15 @@ impl Postgres {
     ) -> Result<(), StoreError> {
         let mut transaction = self.pool().begin().await?;
         let connection: &mut PgConnection = &mut transaction;
-        // The log is the indexes' write-ahead log: nobody waits for the disk here.
-        sqlx::query("set local synchronous_commit = off").execute(&mut *connection).await?;
+        // Unlike read models this waits for the disk: the writer forgets what the indexes hold, and a server that crashed
+        // would come back without the last commits that nobody waited for.
         // First, and in ascending order: the rows' locks let one flush pass at a time.
         let locked = format!("{CHECKPOINTS} for update");
         let checkpoints = heads_of(sqlx::query(AssertSqlSafe(locked)).fetch_all(&mut *connection).await?)?;
         refuse_newer_epochs(&checkpoints, to)?;
+        if let Some(from) = from {
+            refuse_lost_flush(&checkpoints, from)?;
+        }
         for (accounts, states) in entries.accounts.chunks(FLUSH_ROWS).zip(entries.states.chunks(FLUSH_ROWS)) {
             upsert_accounts(connection, accounts, states).await?;
         }
@@ -232,6 +243,20 @@ fn refuse_newer_epochs(stored: &[Head; PARTITIONS], known: &[Head; PARTITIONS]) 
                 "partition {partition}: the indexes are in epoch {}, this process knew epoch {}: the database was restored; \
                  restart every process that uses it",
                 stored.epoch.0, known.epoch.0
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Whoever writes entries after a gap would hide for ever that those before it are missing.
+fn refuse_lost_flush(stored: &[Head; PARTITIONS], known: &[Head; PARTITIONS]) -> Result<(), StoreError> {
+    for (partition, (stored, known)) in Partition::all().zip(stored.iter().zip(known)) {
+        if stored.position < known.position {
+            return Err(StoreError::Inconsistent(format!(
+                "partition {partition}: the indexes hold the log up to {}, this process had written them up to {}: the server \
+                 lost a commit",
+                stored.position, known.position
             )));
         }
     }

@@ -19,6 +19,7 @@ use crate::{
     database::Bound,
     operations,
     row::{self, COLUMNS, JOINED_COLUMNS, stored},
+    writer::timed_out,
 };
 
 /// How long a commit may take before it counts as failed and its end as unknown: a server that does not answer at all must
@@ -142,7 +143,8 @@ impl Postgres {
     }
 
     /// Walks an account's events back from the one at `from`, which is the first that is looked at: those that lie
-    /// within `bound`, newest first, at most `limit`.
+    /// within `bound`, newest first, at most `limit`. It ends where a row does not lead back to the version before it:
+    /// an edited one could lead past versions, or in a circle without end.
     pub(crate) async fn walk_back(
         &self,
         partition: Partition,
@@ -155,14 +157,14 @@ impl Postgres {
             Bound::Version(_) => "version",
         };
         let sql = format!(
-            "with recursive walk (position, previous_position, found) as ( \
-                 select position, previous_position, ({within} <= $3)::int::bigint from events \
+            "with recursive walk (position, previous_position, version, found) as ( \
+                 select position, previous_position, version, ({within} <= $3)::int::bigint from events \
                  where partition = $1 and position = $2 \
                  union all \
-                 select e.position, e.previous_position, w.found + (e.{within} <= $3)::int \
+                 select e.position, e.previous_position, e.version, w.found + (e.{within} <= $3)::int \
                  from walk w cross join lateral (select * from events \
                      where partition = $1 and position = w.previous_position offset 0) e \
-                 where w.found < $4) \
+                 where w.found < $4 and w.previous_position < w.position and e.version = w.version - 1) \
              select {JOINED_COLUMNS} from walk w cross join lateral (select * from events \
                  where partition = $1 and position = w.position offset 0) e \
              where w.found > 0 order by e.position desc"
@@ -208,10 +210,11 @@ impl LockedHeads {
 }
 
 /// Gives up after a while. The connection is dropped with the future, so nothing half read is used again.
-async fn within<T>(limit: Duration, work: impl Future<Output = Result<T, StoreError>>) -> Result<T, StoreError> {
-    tokio::time::timeout(limit, work)
-        .await
-        .unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()).into()))
+pub(super) async fn within<T>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(timed_out()))
 }
 
 /// The events' columns as arrays, for `unnest`.

@@ -20,7 +20,7 @@ use sqlx::{
     ConnectOptions, Connection, PgConnection, PgPool,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::timeout};
 
 use crate::{StoreError, schema};
 
@@ -37,6 +37,11 @@ const MIGRATIONS: [(i64, &str, &str); 5] = [
 const POOL_MAX: u32 = 12;
 /// How long a request waits for a connection of a database that does not answer.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
+/// A connection that was used so lately is taken to be good: what it is used for fails otherwise, as it would if the server
+/// went away a moment later.
+const UNTESTED_FOR: Duration = Duration::from_secs(1);
+/// How long a test of another one is waited for before the next one is tried.
+const TEST_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// What every session is set to. A session whose client is gone must not hold locks for long, and a statement must not
 /// wait for ever for a lock that such a session holds. The planner guesses thousands of rows where look-ups find a few, and
@@ -77,6 +82,17 @@ impl Postgres {
         let pool = PgPoolOptions::new()
             .max_connections(POOL_MAX)
             .acquire_timeout(ACQUIRE_TIMEOUT)
+            // A look-up is a round trip, and to test the connection first is another one.
+            .test_before_acquire(false)
+            .before_acquire(|connection, state| {
+                Box::pin(async move {
+                    if state.idle_for > UNTESTED_FOR {
+                        let tested = timeout(TEST_TIMEOUT, connection.ping()).await;
+                        tested.unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())))?;
+                    }
+                    Ok(true)
+                })
+            })
             .connect_lazy_with(options.clone());
         let bulk = scan::pool(&options);
         Ok(Self { options: Arc::new(options), pool, bulk, writer: Arc::new(Mutex::new(None)) })

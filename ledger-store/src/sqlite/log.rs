@@ -126,7 +126,8 @@ impl Sqlite {
     }
 
     /// Walks an account's events back from the one at `from`, which is the first that is looked at: those that lie
-    /// within `bound`, newest first, at most `limit`.
+    /// within `bound`, newest first, at most `limit`. It ends where a row does not lead back to the version before it:
+    /// an edited one could lead past versions, or in a circle without end.
     pub(crate) async fn walk_back(
         &self,
         partition: Partition,
@@ -144,7 +145,7 @@ impl Sqlite {
                  union all \
                  select e.position, e.previous_position, e.version, w.found + (e.{within} <= ?3) \
                  from walk w cross join events e on e.partition = ?1 and e.position = w.previous_position \
-                 where w.found < ?4) \
+                 where w.found < ?4 and w.previous_position < w.position and e.version = w.version - 1) \
              select {JOINED_COLUMNS} from walk w cross join events e on e.partition = ?1 and e.position = w.position \
              where w.found > 0 order by e.position desc"
         );

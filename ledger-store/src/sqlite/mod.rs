@@ -100,6 +100,8 @@ impl Sqlite {
         refuse_to_lose(&mut writer, &file).await?;
         let readers = SqlitePoolOptions::new()
             .max_connections(READERS_MAX)
+            // There is no server that could have gone away.
+            .test_before_acquire(false)
             .connect_lazy_with(options.clone().create_if_missing(false).pragma("query_only", "on"));
         let options = options.create_if_missing(false).synchronous(SqliteSynchronous::Full);
         Ok(Self {
