@@ -1,12 +1,15 @@
 //! Puts a whole log into a database, in one step that is either done or not.
 //!
 //! Events come partition by partition and in order; each is checked against the chain before it is written. The event table,
-//! the heads and the indexes behind the log are written here. The read models stay empty: a rebuild makes them.
+//! the heads and the indexes behind the log are written here, and with them what a [`Fold`] makes of the events: read models.
+//! Without one those stay empty, and a rebuild makes them.
 
 use std::{collections::VecDeque, sync::Arc};
 
 use foldhash::HashMap;
+use futures::future::BoxFuture;
 use ledger_core::{AccountId, Epoch, Event, Hash, Head, PARTITIONS, Partition, Position, Timestamp, chain::Links};
+use sqlx::{PgConnection, SqliteConnection};
 use tokio::{sync::mpsc, task::JoinHandle};
 use uuid::Uuid;
 
@@ -56,6 +59,30 @@ pub enum Target {
 /// A partition's events, in order; a text says why they cannot be had.
 pub type Events = Box<dyn Iterator<Item = Result<Event, String>> + Send>;
 
+/// Begins to fold a partition.
+pub type BeginFold = Box<dyn Fn(Partition) -> Box<dyn Fold> + Send + Sync>;
+
+/// Makes rows (of read models) out of a partition's events while those are written.
+pub trait Fold: Send {
+    /// Takes the next event, which follows the one before it.
+    ///
+    /// # Errors
+    ///
+    /// Why it cannot stand there though the chain holds: then nothing is restored.
+    fn add(&mut self, event: &Event) -> Result<(), String>;
+
+    /// The rows, after the last event, and those of partitions before that were kept back; all of them with the last
+    /// partition. `at` is the event's place, or where the new epoch begins if there is none.
+    fn finish(self: Box<Self>, at: Head) -> Option<Box<dyn Rows>>;
+}
+
+/// Rows that are written in a restore's own transaction, into tables that are empty, but for checkpoints.
+pub trait Rows: Send + Sync {
+    /// The tables are the ones that the names without a schema mean.
+    fn write_on_postgres<'c>(&'c self, connection: &'c mut PgConnection) -> BoxFuture<'c, Result<(), StoreError>>;
+    fn write_on_sqlite<'c>(&'c self, connection: &'c mut SqliteConnection) -> BoxFuture<'c, Result<(), StoreError>>;
+}
+
 /// A log that is to be put into a database.
 pub struct Log {
     /// Names where it comes from, in the table `restores`.
@@ -67,6 +94,8 @@ pub struct Log {
     pub restored_at: Timestamp,
     /// The events of a partition, from its first to its head. Called once for each, in order, outside the runtime.
     pub events: Box<dyn Fn(Partition) -> Events + Send + Sync>,
+    /// Makes what stands beside the log and is written in the same step, of each partition on its own.
+    pub fold: Option<BeginFold>,
     /// Told how many events more were read.
     pub progress: Box<dyn Fn(u64) + Send + Sync>,
     /// The caller holds PostgreSQL's lock of appends in a session of its own, so that nothing can be written between its
@@ -215,6 +244,30 @@ pub async fn remove(database: &Database) -> Result<(), StoreError> {
     }
 }
 
+/// Which rows `r` of a table of restores are true of the log in `next`, as SQL: that which the partition went back to is in
+/// it, or it went back further since. Others were never made, or were edited, and would stay a finding in every ledger to come.
+pub(crate) fn restores_to_take_along(next: &str, restores: &str, epoch: Epoch) -> String {
+    let stands = |row: &str| {
+        format!(
+            "({row}.position = 0 or exists (select 1 from {next}events e where e.partition = {row}.partition \
+                 and e.position = {row}.position and e.hash = {row}.hash))"
+        )
+    };
+    let goes_further_back =
+        |row: &str| format!("{row}.partition = r.partition and {row}.epoch > r.epoch and {row}.position < r.position");
+    format!(
+        "r.partition between 0 and {last} and r.epoch < {epoch} and r.position >= 0 and length(r.hash) = 32 and ({stands} \
+         or exists (select 1 from {next}restores n where {n}) \
+         or exists (select 1 from {restores} o where {o} and {o_stands}))",
+        last = PARTITIONS - 1,
+        epoch = epoch.0,
+        stands = stands("r"),
+        n = goes_further_back("n"),
+        o = goes_further_back("o"),
+        o_stands = stands("o"),
+    )
+}
+
 impl Log {
     /// The heads with which the ledger goes on.
     pub(crate) fn next_heads(&self) -> [Head; PARTITIONS] {
@@ -236,6 +289,8 @@ impl Log {
 pub(crate) enum Part {
     Events(Vec<Event>),
     Indexes(IndexEntries),
+    /// What stands beside a partition's log.
+    Beside(Box<dyn Rows>),
     /// Nothing more comes.
     End,
 }
@@ -295,6 +350,7 @@ fn read_partition(
     let end = log.heads[partition.index()];
     let mut at = Head { epoch: Epoch(0), ..Head::EMPTY };
     let mut indexes = Indexes::default();
+    let mut fold = log.fold.as_ref().map(|begin| begin(partition));
     let mut chunk = Vec::with_capacity(CHUNK);
     let mut events =
         Linked { events: (log.events)(partition), links: Links::default(), ahead: VecDeque::new(), failed: None };
@@ -312,6 +368,11 @@ fn read_partition(
         }
         if let Some(compensation) = Compensation::told_by(&event) {
             produced.compensations.entry(event.operation_id).or_insert(compensation);
+        }
+        if let Some(fold) = &mut fold {
+            fold.add(&event).map_err(|why| {
+                RestoreError::Refused(format!("partition {partition} position {}: {why}", event.position))
+            })?;
         }
         at = event.head();
         if let Some(run) = indexes.add(&event) {
@@ -336,6 +397,12 @@ fn read_partition(
     }
     if at.position > Position::ZERO {
         hand_on(Part::Indexes(indexes.finish()));
+    }
+    if let Some(fold) = fold {
+        let at = if at.position > Position::ZERO { at } else { Head { epoch: log.epoch, ..at } };
+        if let Some(rows) = fold.finish(at) {
+            hand_on(Part::Beside(rows));
+        }
     }
     Ok(())
 }

@@ -32,9 +32,11 @@ mod on_postgres;
 mod on_sqlite;
 pub(crate) mod pace;
 pub(crate) mod replay;
+mod restoring;
 
 pub use account::{Mended, mend_account};
-use fill::Shared;
+use fill::{Shared, Tables};
+pub use restoring::Restoring;
 
 /// Events of one read while the next tables catch up.
 const PAGE: usize = 5_000;
@@ -186,7 +188,7 @@ async fn fill_and_switch(
     let began = Instant::now();
     let first = database.heads().await?;
     let all = first.iter().fold(0, |sum: u64, head| sum.saturating_add(head.position.0));
-    let shared = Arc::new(Shared::new(database, options, first));
+    let shared = Arc::new(Shared::new(database, options, first, Tables::Next));
     let told = shared.clone();
     let mut tell = move || progress(Progress { done: told.done(), all: all.max(told.done()) });
 

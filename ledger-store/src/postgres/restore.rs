@@ -17,7 +17,7 @@ use crate::{
     StoreError,
     index::{IndexEntries, key_run, stored_hash},
     operations,
-    restore::{Found, Log, Part, Parts, RestoreError, RestorePoint, Restored, Target, made_from_log},
+    restore::{Found, Log, Part, Parts, RestoreError, RestorePoint, Restored, Rows, Target, made_from_log},
     row::{self, COLUMNS, stored},
     schema,
 };
@@ -235,10 +235,14 @@ async fn drop_index_of_keys(connection: &mut PgConnection) -> Result<String, sql
     Ok(format!("alter table key_positions add constraint {name} {definition}"))
 }
 
-/// Rows for a table, encoded.
-struct Encoded {
-    statement: &'static str,
-    rows: Vec<u8>,
+/// What is sent to the server.
+enum Encoded {
+    /// Rows for a COPY.
+    Copy {
+        statement: &'static str,
+        rows: Vec<u8>,
+    },
+    Beside(Box<dyn Rows>),
 }
 
 const KEYS: &str =
@@ -270,7 +274,7 @@ impl Encoder {
             Part::Events(events) => {
                 let mut rows = copy::Rows::more(events.len());
                 events.iter().for_each(|event| rows.add(event));
-                hand_on(Encoded { statement: EVENTS, rows: rows.into_bytes() });
+                hand_on(Encoded::Copy { statement: EVENTS, rows: rows.into_bytes() });
             }
             Part::Indexes(entries) => {
                 self.add(&entries);
@@ -279,6 +283,7 @@ impl Encoder {
                     self.hand_on_all(hand_on);
                 }
             }
+            Part::Beside(rows) => hand_on(Encoded::Beside(rows)),
             Part::End => self.hand_on_all(hand_on),
         }
     }
@@ -287,7 +292,7 @@ impl Encoder {
         let Self { keys, accounts, related, history } = std::mem::take(self);
         for (statement, rows) in [(KEYS, keys), (ACCOUNTS, accounts), (RELATED, related), (HISTORY, history)] {
             if !rows.is_empty() {
-                hand_on(Encoded { statement, rows });
+                hand_on(Encoded::Copy { statement, rows });
             }
         }
     }
@@ -326,9 +331,17 @@ impl Encoder {
 }
 
 /// Copies what comes; successive rows of one table go into one COPY.
-async fn copy_all(connection: &mut PgConnection, parts: &mut Parts<Encoded>) -> Result<(), sqlx::Error> {
+async fn copy_all(connection: &mut PgConnection, parts: &mut Parts<Encoded>) -> Result<(), StoreError> {
     let mut next = parts.parts.recv().await;
-    while let Some(Encoded { statement, rows }) = next {
+    while let Some(encoded) = next {
+        let (statement, rows) = match encoded {
+            Encoded::Copy { statement, rows } => (statement, rows),
+            Encoded::Beside(rows) => {
+                rows.write_on_postgres(connection).await?;
+                next = parts.parts.recv().await;
+                continue;
+            }
+        };
         let mut into = if statement == EVENTS {
             connection.copy_in_raw(&format!("copy events ({COLUMNS}) from stdin (format binary, freeze)")).await?
         } else {
@@ -350,10 +363,10 @@ async fn copy_more(
     parts: &mut Parts<Encoded>,
 ) -> Result<Option<Encoded>, sqlx::Error> {
     while let Some(encoded) = parts.parts.recv().await {
-        if encoded.statement != statement {
-            return Ok(Some(encoded));
+        match encoded {
+            Encoded::Copy { statement: same, rows } if same == statement => drop(into.send(rows).await?),
+            other => return Ok(Some(other)),
         }
-        into.send(encoded.rows).await?;
     }
     Ok(None)
 }

@@ -21,13 +21,17 @@ use crate::{
     StoreError,
     error::chain,
     operations,
-    restore::{Found, Log, Part, Parts, RestoreError, RestorePoint, Restored, Target, made_from_log},
+    restore::{
+        Found, Log, Part, Parts, RestoreError, RestorePoint, Restored, Target, made_from_log, restores_to_take_along,
+    },
     row::{self, stored},
     schema,
 };
 
 /// Of the new file in memory while it is written, in KiB, as SQLite writes it: negative.
 const CACHE: &str = "-65536";
+/// The restores of the file that is replaced.
+const OLD_RESTORES: &str = "temp.old_restores";
 /// A look-up for each row; the events of a new file cannot be there already.
 const CHECK_OF_EACH_INSERT: &str = "events_are_not_replaced";
 /// Where the log stands, whatever the heads hold.
@@ -177,6 +181,7 @@ async fn fill(next: &Path, old: &Path, log: &Arc<Log>) -> Result<u64, RestoreErr
         written = match &part {
             Part::Events(events) => log::insert(&mut connection, events).await,
             Part::Indexes(entries) => index::insert(&mut connection, entries).await,
+            Part::Beside(rows) => rows.write_on_sqlite(&mut connection).await,
             Part::End => Ok(()),
         };
         if written.is_err() {
@@ -189,6 +194,7 @@ async fn fill(next: &Path, old: &Path, log: &Arc<Log>) -> Result<u64, RestoreErr
     for point in log.points().chain(produced.points) {
         write_point(&mut connection, &point).await?;
     }
+    take_restores_along(&mut connection, log.epoch).await?;
     let compensations: Vec<_> = produced.compensations.into_values().collect();
     operations::restore_on_sqlite(&mut connection, &compensations).await?;
     sqlx::raw_sql(AssertSqlSafe(format!("{trigger}; commit"))).execute(&mut connection).await?;
@@ -198,6 +204,8 @@ async fn fill(next: &Path, old: &Path, log: &Arc<Log>) -> Result<u64, RestoreErr
 
 /// What the log does not make is taken over from the file that is replaced, as far as it can be read.
 async fn take_along(connection: &mut SqliteConnection, old: &Path) -> Result<(), RestoreError> {
+    let kept = format!("create temp table {OLD_RESTORES} as select * from main.restores");
+    sqlx::query(AssertSqlSafe(kept)).execute(&mut *connection).await?;
     if !old.is_file() {
         return Ok(());
     }
@@ -215,8 +223,11 @@ async fn take_along(connection: &mut SqliteConnection, old: &Path) -> Result<(),
     match tables {
         Ok(tables) => {
             let others = tables.iter().map(String::as_str).filter(|table| made_from_log().all(|made| made != *table));
-            for table in others.chain(["restores"]) {
-                let copy = format!("insert into main.{table} select * from old.{table}");
+            // Which of the restores are true is seen once the log is there.
+            let copies = others
+                .map(|table| (table, format!("insert into main.{table} select * from old.{table}")))
+                .chain([("restores", format!("insert into {OLD_RESTORES} select * from old.restores"))]);
+            for (table, copy) in copies {
                 if let Err(error) = sqlx::query(AssertSqlSafe(copy)).execute(&mut *connection).await {
                     tracing::warn!(%error, table, "the table could not be read, and is empty now");
                 }
@@ -225,6 +236,17 @@ async fn take_along(connection: &mut SqliteConnection, old: &Path) -> Result<(),
         Err(error) => tracing::warn!(%error, "the file that is replaced cannot be read"),
     }
     sqlx::query("detach old").execute(connection).await?;
+    Ok(())
+}
+
+async fn take_restores_along(connection: &mut SqliteConnection, epoch: Epoch) -> Result<(), RestoreError> {
+    let told = restores_to_take_along("main.", OLD_RESTORES, epoch);
+    // What the log itself tells of a restore does not name the archive; the table does.
+    let copy = format!(
+        "insert into main.restores select * from {OLD_RESTORES} r where {told} on conflict (partition, epoch) \
+         do update set restored_at = excluded.restored_at, archive_id = excluded.archive_id where restores.archive_id = ''"
+    );
+    sqlx::query(AssertSqlSafe(copy)).execute(connection).await?;
     Ok(())
 }
 

@@ -25,13 +25,31 @@ pub(super) struct Shared {
     database: Database,
     models: Vec<ReadModel>,
     heads: [Head; PARTITIONS],
+    tables: Tables,
     pace: Pace,
     done: AtomicU64,
     /// A worker failed: the others need not go on.
     failed: AtomicBool,
 }
 
-/// What a partition's next tables hold.
+/// Which tables are meant.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Tables {
+    /// Those that will take the served ones' place.
+    Next,
+    Served,
+}
+
+impl Tables {
+    pub(super) fn of(self, model: ReadModel) -> String {
+        match self {
+            Self::Next => format!("{}_next", model.name()),
+            Self::Served => model.name().to_owned(),
+        }
+    }
+}
+
+/// What a partition's tables hold.
 #[derive(Debug, Clone)]
 pub(super) struct Filled {
     pub(super) at: Head,
@@ -40,12 +58,20 @@ pub(super) struct Filled {
     pub(super) freezes: u64,
 }
 
+impl Filled {
+    pub(super) fn of(folded: &Folded, at: Head) -> Self {
+        let (accounts, freezes) = (folded.balances.len() as u64, folded.freezes.len() as u64);
+        Self { at, digest: digest_of(folded), accounts, freezes }
+    }
+}
+
 impl Shared {
-    pub(super) fn new(database: &Database, options: &Options, heads: [Head; PARTITIONS]) -> Self {
+    pub(super) fn new(database: &Database, options: &Options, heads: [Head; PARTITIONS], tables: Tables) -> Self {
         Self {
             database: database.clone(),
             models: options.models.clone(),
             heads,
+            tables,
             pace: Pace::new(options.max_rate),
             done: AtomicU64::new(0),
             failed: AtomicBool::new(false),
@@ -94,10 +120,15 @@ impl Filler {
         }
     }
 
-    async fn digest(&mut self, models: &[ReadModel], partition: Partition) -> Result<(Hash, Hash), RebuildError> {
+    async fn digest(
+        &mut self,
+        models: &[ReadModel],
+        tables: Tables,
+        partition: Partition,
+    ) -> Result<(Hash, Hash), RebuildError> {
         match self {
-            Self::Postgres(filler) => filler.digest(models, partition).await,
-            Self::Sqlite(filler) => filler.digest(models, partition).await,
+            Self::Postgres(filler) => filler.digest(models, tables, partition).await,
+            Self::Sqlite(filler) => filler.digest(models, tables, partition).await,
         }
     }
 }
@@ -120,7 +151,7 @@ pub(super) async fn compare(shared: &Arc<Shared>, filled: &[Filled; PARTITIONS])
     let compared = in_parallel(shared, move |shared, mut filler, partition| {
         let expected = expected.clone();
         async move {
-            if filler.digest(&shared.models, partition).await? != expected[partition.index()] {
+            if filler.digest(&shared.models, shared.tables, partition).await? != expected[partition.index()] {
                 return Err(RebuildError::Differs { partition });
             }
             Ok((filler, ()))
@@ -186,12 +217,7 @@ async fn fill_partition(shared: &Shared, filler: &mut Filler, partition: Partiti
     // No events: the partition's own beginning, which a restore may have put into a later epoch.
     let at = if head.position == Position::ZERO { head } else { replay.at };
     let folded = replay.finish();
-    let filled = Filled {
-        at,
-        digest: digest_of(&folded),
-        accounts: folded.balances.len() as u64,
-        freezes: folded.freezes.len() as u64,
-    };
+    let filled = Filled::of(&folded, at);
     filler.fill(&shared.models, folded).await?;
     Ok(filled)
 }

@@ -7,7 +7,7 @@ use ledger_core::{Event, Hash, Head, PARTITIONS, Partition, digest::PartitionDig
 use ledger_store::postgres::Postgres;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 
-use super::{NextTables, RebuildError, copy, replay::Folded, sound};
+use super::{NextTables, RebuildError, copy, fill::Tables, replay::Folded, sound};
 use crate::{
     checkpoint::ReadModel,
     election::LOCK_BASE,
@@ -231,29 +231,12 @@ impl Filler {
     pub(super) async fn fill(&mut self, models: &[ReadModel], folded: &Folded) -> Result<(), RebuildError> {
         if models.contains(&ReadModel::Balances) {
             let into = format!("copy balances_next ({BALANCE_COLUMNS}) from stdin (format binary)");
-            self.copy(&into, &folded.balances, copy::Rows::add_balance).await?;
+            copy_rows(&mut self.connection, &into, &folded.balances, copy::Rows::add_balance).await?;
         }
         if models.contains(&ReadModel::Freezes) {
             let into = format!("copy freezes_next ({FREEZE_COLUMNS}) from stdin (format binary)");
-            self.copy(&into, &folded.freezes, copy::Rows::add_freeze).await?;
+            copy_rows(&mut self.connection, &into, &folded.freezes, copy::Rows::add_freeze).await?;
         }
-        Ok(())
-    }
-
-    async fn copy<T>(&mut self, into: &str, rows: &[T], add: fn(&mut copy::Rows, &T)) -> Result<(), RebuildError> {
-        if rows.is_empty() {
-            return Ok(());
-        }
-        let mut into = self.connection.copy_in_raw(into).await?;
-        let mut encoded = copy::Rows::begin();
-        for row in rows {
-            add(&mut encoded, row);
-            if encoded.len() >= MESSAGE {
-                into.send(encoded.take()).await?;
-            }
-        }
-        into.send(encoded.end()).await?;
-        into.finish().await?;
         Ok(())
     }
 
@@ -261,19 +244,22 @@ impl Filler {
     pub(super) async fn digest(
         &mut self,
         models: &[ReadModel],
+        tables: Tables,
         partition: Partition,
     ) -> Result<(Hash, Hash), RebuildError> {
         let number = i16::from(partition.number());
         let mut digest = PartitionDigest::default();
         if models.contains(&ReadModel::Balances) {
-            let sql = format!("select {BALANCE_COLUMNS} from balances_next where partition = $1 order by account_id");
+            let table = tables.of(ReadModel::Balances);
+            let sql = format!("select {BALANCE_COLUMNS} from {table} where partition = $1 order by account_id");
             let mut rows = sqlx::query(AssertSqlSafe(sql)).bind(number).fetch(&mut self.connection);
             while let Some(row) = rows.try_next().await? {
                 digest.add_balance(&postgres::balance(&row)?.map_err(differs(partition))?);
             }
         }
         if models.contains(&ReadModel::Freezes) {
-            let sql = format!("select {FREEZE_COLUMNS} from freezes_next where partition = $1 order by position");
+            let table = tables.of(ReadModel::Freezes);
+            let sql = format!("select {FREEZE_COLUMNS} from {table} where partition = $1 order by position");
             let mut rows = sqlx::query(AssertSqlSafe(sql)).bind(number).fetch(&mut self.connection);
             while let Some(row) = rows.try_next().await? {
                 digest.add_freeze(&postgres::freeze(&row)?.map_err(differs(partition))?);
@@ -281,6 +267,36 @@ impl Filler {
         }
         Ok(digest.finish())
     }
+}
+
+/// Writes all rows of a partition into tables that the same transaction made.
+pub(super) async fn write_all(connection: &mut PgConnection, folded: &Folded) -> Result<(), sqlx::Error> {
+    let into = format!("copy balances ({BALANCE_COLUMNS}) from stdin (format binary, freeze)");
+    copy_rows(connection, &into, &folded.balances, copy::Rows::add_balance).await?;
+    let into = format!("copy freezes ({FREEZE_COLUMNS}) from stdin (format binary, freeze)");
+    copy_rows(connection, &into, &folded.freezes, copy::Rows::add_freeze).await
+}
+
+async fn copy_rows<T>(
+    connection: &mut PgConnection,
+    into: &str,
+    rows: &[T],
+    add: fn(&mut copy::Rows, &T),
+) -> Result<(), sqlx::Error> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let mut into = connection.copy_in_raw(into).await?;
+    let mut encoded = copy::Rows::begin();
+    for row in rows {
+        add(&mut encoded, row);
+        if encoded.len() >= MESSAGE {
+            into.send(encoded.take()).await?;
+        }
+    }
+    into.send(encoded.end()).await?;
+    into.finish().await?;
+    Ok(())
 }
 
 /// A row that cannot be read is not what was written.

@@ -17,7 +17,7 @@ use ledger_store::{
 };
 use sqlx::{AssertSqlSafe, SqliteConnection};
 
-use super::{NextTables, RebuildError, on_postgres::differs, replay::Folded, sound};
+use super::{NextTables, RebuildError, fill::Tables, on_postgres::differs, replay::Folded, sound};
 use crate::{
     checkpoint::ReadModel,
     fold::{self, Changes, Rows},
@@ -350,19 +350,22 @@ impl Filler {
     pub(super) async fn digest(
         &mut self,
         models: &[ReadModel],
+        tables: Tables,
         partition: Partition,
     ) -> Result<(Hash, Hash), RebuildError> {
         let number = i64::from(partition.number());
         let mut digest = PartitionDigest::default();
         if models.contains(&ReadModel::Balances) {
-            let sql = format!("select {BALANCE_COLUMNS} from balances_next where partition = ? order by account_id");
+            let table = tables.of(ReadModel::Balances);
+            let sql = format!("select {BALANCE_COLUMNS} from {table} where partition = ? order by account_id");
             let mut rows = sqlx::query(AssertSqlSafe(sql)).bind(number).fetch(self.database.readers());
             while let Some(row) = rows.try_next().await? {
                 digest.add_balance(&sqlite::balance(&row)?.map_err(differs(partition))?);
             }
         }
         if models.contains(&ReadModel::Freezes) {
-            let sql = format!("select {FREEZE_COLUMNS} from freezes_next where partition = ? order by position");
+            let table = tables.of(ReadModel::Freezes);
+            let sql = format!("select {FREEZE_COLUMNS} from {table} where partition = ? order by position");
             let mut rows = sqlx::query(AssertSqlSafe(sql)).bind(number).fetch(self.database.readers());
             while let Some(row) = rows.try_next().await? {
                 digest.add_freeze(&sqlite::freeze(&row)?.map_err(differs(partition))?);

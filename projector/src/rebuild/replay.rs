@@ -57,6 +57,11 @@ impl Replay {
 
     fn fold(&mut self, event: &Event, link: &Hash) -> Result<(), Contradiction> {
         fold::follows_by(&self.at, link, event)?;
+        self.apply(event)
+    }
+
+    /// Folds an event in that was found to follow the one before it.
+    pub(super) fn apply(&mut self, event: &Event) -> Result<(), Contradiction> {
         if let Some(balances) = &mut self.balances {
             match balances.entry(event.account.id()) {
                 Entry::Occupied(mut known) => known.get_mut().advance(event)?,

@@ -19,9 +19,9 @@ use crate::context::{Context, Failure, Outcome, say};
 /// Fills an empty database from an archive: SQLite or PostgreSQL, whichever the archive came from.
 ///
 /// The archive is read as a whole first; a torn, edited, mixed or incomplete one is refused, and so is a database that holds
-/// a ledger with events. Then the log is written in one step that is either done or not, the read models are made from what
-/// was written, and their digest is compared with the archive's. The ledger goes on in a new epoch, so that everybody who
-/// reads it can tell its events from those that the old one may still write.
+/// a ledger with events. Then the log and the read models that it makes are written in one step that is either done or not;
+/// what the read models hold then is compared with what the events come to, and its digest with the archive's. The ledger goes
+/// on in a new epoch, so that everybody who reads it can tell its events from those that the old one may still write.
 ///
 /// A run that was killed is simply run again. No service may use the database meanwhile.
 #[derive(Debug, Args)]
@@ -48,21 +48,22 @@ pub(crate) async fn run(context: &Context, arguments: &Arguments) -> Result<Outc
     };
     let equal = summary.digest == archive.manifest.digest;
     let seconds = began.elapsed().as_secs_f64();
-    let Summary { events, accounts, freezes, digest, epoch, wrote_in, rebuilt_in, .. } = summary;
+    let Summary { events, accounts, freezes, digest, epoch, wrote_in, compared_in, .. } = summary;
     if context.json {
         let document = json!({
             "imported": true, "equal": equal, "archive_id": archive.manifest.archive_id, "epoch": epoch,
             "events": events, "accounts": accounts, "freezes": freezes, "digest": digest,
             "expected_digest": archive.manifest.digest, "log_was_there": was_there,
-            "write_seconds": wrote_in.as_secs_f64(), "rebuild_seconds": rebuilt_in.as_secs_f64(), "seconds": seconds,
+            "write_seconds": wrote_in.as_secs_f64(), "compare_seconds": compared_in.as_secs_f64(), "seconds": seconds,
         });
         say!("{document}");
     } else {
         say!("archive   {}\nepoch     {}", archive.manifest.archive_id, epoch.0);
         say!("events    {events}\naccounts  {accounts}\nfreezes   {freezes}\ndigest    {digest}");
-        say!("seconds   {seconds:.1} (log {:.1}, read models {:.1})", wrote_in.as_secs_f64(), rebuilt_in.as_secs_f64());
+        let (wrote, compared) = (wrote_in.as_secs_f64(), compared_in.as_secs_f64());
+        say!("seconds   {seconds:.1} (written in {wrote:.1}, compared in {compared:.1})");
         if was_there {
-            say!("the log was there already from a run before; the read models were made");
+            say!("the log was there already from a run before; the read models were made anew from it");
         }
         if equal {
             say!("imported; the digest is the archive's");
@@ -87,7 +88,7 @@ pub(crate) async fn import(database_url: &str, archive: &Archive) -> Result<Summ
     restore(database_url, Target::Empty, restored).await
 }
 
-/// Finishes an import that was killed after the log was written: recognised by the archive's id and by the heads, which
+/// Finishes an import that was killed after everything was written: recognised by the archive's id and by the heads, which
 /// must be where the archive put them.
 async fn finish(database_url: &str, archive: &Archive) -> Result<Summary, Failure> {
     let database = Database::open_existing(database_url).await?;
@@ -115,7 +116,7 @@ async fn finish(database_url: &str, archive: &Archive) -> Result<Summary, Failur
         epoch,
         kept: None,
         wrote_in: std::time::Duration::ZERO,
-        rebuilt_in: began.elapsed(),
+        compared_in: began.elapsed(),
     })
 }
 

@@ -10,7 +10,7 @@ use ledger_store::{
     Database, StoreError,
     restore::{Log, RestoreError, Target},
 };
-use projector::rebuild::{self, RebuildError};
+use projector::rebuild::{self, RebuildError, Restoring};
 
 use crate::{context::Failure, progress::Progress};
 
@@ -38,15 +38,15 @@ pub(crate) struct Summary {
     pub(crate) events: u64,
     pub(crate) accounts: u64,
     pub(crate) freezes: u64,
-    /// Of the read models that were made from what was written.
+    /// Of the read models, as they were read back.
     pub(crate) digest: Hash,
     pub(crate) epoch: Epoch,
     /// Where the ledger that was there is kept: a schema, or a file.
     pub(crate) kept: Option<String>,
-    /// How long it took to write the log and its indexes.
+    /// How long it took to write the log, its indexes and the read models.
     pub(crate) wrote_in: Duration,
-    /// How long it took to make the read models.
-    pub(crate) rebuilt_in: Duration,
+    /// How long it took to compare the read models with what the log comes to.
+    pub(crate) compared_in: Duration,
 }
 
 /// The epoch after a restore of a log: the largest of its newest + 1, what else is known to be taken + 1, and the time in
@@ -62,20 +62,23 @@ pub(crate) fn now() -> Timestamp {
     Timestamp::from_micros(micros).unwrap_or_else(|| Timestamp::from_micros(0).unwrap_or_else(|| unreachable!("1970")))
 }
 
-/// Puts exactly these events into the database, in one step that is either done or not, and makes the read models.
+/// Puts exactly these events and their read models into the database, in one step that is either done or not. What the
+/// read models hold then is compared with what the events come to.
 ///
 /// With [`Target::Replace`] the ledger that is there is kept aside. On SQLite nobody may have the file open.
 ///
 /// # Errors
 ///
-/// When the events do not follow one another up to the heads, or the database cannot be written: nothing was changed then.
-/// When the read models could not be made: `replay-tool rebuild` makes them.
+/// When the events do not follow one another up to the heads or contradict each other, or the database cannot be written:
+/// nothing was changed then. When the read models could not be read back: `replay-tool rebuild` makes them anew.
 pub(crate) async fn restore(database_url: &str, target: Target, restored: Restored) -> Result<Summary, Failure> {
     let began = Instant::now();
     let Restored { archive_id, epoch, heads, events, appends_are_held, standing } = restored;
     let progress = Arc::new(Progress::new("writing"));
     progress.expect(heads.iter().map(|head| head.position.0).sum());
     let shown = progress.clone();
+    let restoring = Restoring::default();
+    let folding = restoring.clone();
     let log = Log {
         archive_id,
         epoch,
@@ -84,6 +87,7 @@ pub(crate) async fn restore(database_url: &str, target: Target, restored: Restor
         events: Box::new(move |partition| {
             Box::new(events(partition).map(|event| event.map_err(|why| why.to_string())))
         }),
+        fold: Some(Box::new(move |partition| folding.fold(partition))),
         progress: Box::new(move |events| shown.advance(events)),
         appends_are_held,
         standing,
@@ -93,18 +97,23 @@ pub(crate) async fn restore(database_url: &str, target: Target, restored: Restor
     let written = written.map_err(failure)?;
     let wrote_in = began.elapsed();
     let database = Database::open_existing(database_url).await?;
-    let rebuilt = make_read_models(&database).await;
+    let compared = match restoring.compare(&database).await {
+        // Somebody went on with the ledger meanwhile, or the tables lie: a rebuild makes sure.
+        Err(RebuildError::Differs { .. }) => make_read_models(&database).await,
+        Err(error) => Err(not_made(error)),
+        Ok(compared) => Ok(compared),
+    };
     database.close().await;
-    let rebuilt = rebuilt?;
+    let compared = compared?;
     Ok(Summary {
         events: written.events,
-        accounts: rebuilt.accounts,
-        freezes: rebuilt.freezes,
-        digest: rebuilt.digest,
+        accounts: compared.accounts,
+        freezes: compared.freezes,
+        digest: compared.digest,
         epoch,
         kept: written.kept,
         wrote_in,
-        rebuilt_in: rebuilt.took,
+        compared_in: compared.took,
     })
 }
 
@@ -122,11 +131,15 @@ pub(crate) async fn make_read_models(database: &Database) -> Result<rebuild::Reb
     let bar = Progress::new("rebuilding");
     let rebuilt = rebuild::rebuild(database, &mut |progress| bar.set(progress.done, progress.all)).await;
     bar.finish();
-    rebuilt.map_err(|error| match error {
+    rebuilt.map_err(not_made)
+}
+
+fn not_made(error: RebuildError) -> Failure {
+    match error {
         RebuildError::Store(error) => error.into(),
         RebuildError::AlreadyRunning => Failure::passing("another rebuild is running; wait for it"),
         other => Failure::new(format!("the log is restored, but the read models were not made: {other}")),
-    })
+    }
 }
 
 /// Why nothing was put there, in one line.

@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    io,
     path::{Path, PathBuf},
 };
 
@@ -35,14 +36,19 @@ impl WorkFolder {
     /// Makes a folder, after what killed drills left was removed.
     pub(super) fn create(parent: Option<&Path>) -> Result<Self, Failure> {
         let parent = parent.map_or_else(std::env::temp_dir, Path::to_owned);
-        let failed = |error: &std::io::Error| {
+        let failed = |error: &io::Error| {
             Failure::new(format!("cannot work in {}: {error}; name another folder with --folder", parent.display()))
         };
         sweep(&parent);
-        let folder = tempfile::Builder::new().prefix(PREFIX).tempdir_in(&parent).map_err(|error| failed(&error))?;
-        let lock = File::create(folder.path().join(LOCK_NAME)).map_err(|error| failed(&error))?;
-        lock.lock().map_err(|error| failed(&error))?;
-        Ok(Self { folder, _lock: lock })
+        loop {
+            let folder = tempfile::Builder::new().prefix(PREFIX).tempdir_in(&parent).map_err(|error| failed(&error))?;
+            match locked(&folder.path().join(LOCK_NAME)) {
+                Ok(lock) => return Ok(Self { folder, _lock: lock }),
+                // Another drill swept it away before it was locked.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && parent.exists() => {}
+                Err(error) => return Err(failed(&error)),
+            }
+        }
     }
 
     pub(super) fn archive(&self) -> PathBuf {
@@ -57,12 +63,22 @@ impl WorkFolder {
     }
 }
 
-/// Removes the folders of drills that were killed: those whose lock nobody holds.
+/// Makes a file and locks it; not found when it is gone by then.
+fn locked(path: &Path) -> io::Result<File> {
+    let lock = File::create(path)?;
+    lock.lock()?;
+    fs::metadata(path)?;
+    Ok(lock)
+}
+
+/// Removes the folders of drills that were killed: those whose lock nobody holds, and those that are still empty.
 fn sweep(parent: &Path) {
     for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
         let is_drill = entry.file_name().to_str().is_some_and(|name| name.starts_with(PREFIX));
-        if is_drill
-            && let Ok(lock) = File::open(entry.path().join(LOCK_NAME))
+        if !is_drill || fs::remove_dir(entry.path()).is_ok() {
+            continue;
+        }
+        if let Ok(lock) = File::open(entry.path().join(LOCK_NAME))
             && lock.try_lock().is_ok()
         {
             // Another drill may be sweeping, too.

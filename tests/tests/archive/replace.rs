@@ -43,6 +43,7 @@ fn new_log(events: Vec<Vec<Event>>, heads: [Head; PARTITIONS], epoch: u32) -> Lo
             let count = events[partition.index()].len();
             Box::new((0..count).map(move |index| Ok(events[partition.index()][index].clone())))
         }),
+        fold: None,
         progress: Box::new(|_| {}),
     }
 }
@@ -113,12 +114,16 @@ async fn a_ledger_that_is_replaced_is_kept_aside(database: NewDatabase) {
     credits(&service, 300, 90, 20).await;
     service.terminate();
     verify_consistent(&database.url);
-    // Again: the log tells of the first restore, the table of both.
+    // Again: the log tells of the first restore, the table of both, and of one that never was.
     let (events, heads) = log_of(&database.url).await;
+    let some = events.iter().position(|events| !events.is_empty()).expect("a partition with events");
+    let never = format!("insert into restores values ({some}, 5, 1, {hash}, '2026-01-01T00:00:00.000000Z', 'never')");
+    sql::run(&database, &never).await;
     restore(&database.url, Target::Replace, new_log(events, heads, 8)).await.expect("replaced");
     let opened = Database::open_existing(&database.url).await.expect("it opens");
     let known = points(&opened).await.expect("restores");
     opened.close().await;
+    assert_eq!(known.len(), 2 * PARTITIONS, "what never was is not taken along");
     for epoch in [7, 8] {
         let of_epoch: Vec<_> = known.iter().filter(|point| point.head.epoch == Epoch(epoch)).collect();
         assert_eq!(of_epoch.len(), PARTITIONS);

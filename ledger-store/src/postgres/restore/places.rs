@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use super::{NEXT, Next, has_events, standing_in};
 use crate::{
     StoreError,
-    restore::{Log, RestoreError, Target, made_from_log, read_models},
+    restore::{Log, RestoreError, Target, made_from_log, read_models, restores_to_take_along},
 };
 
 /// How often the tables' places are tried to be changed, and how long each attempt waits for those who use them.
@@ -94,6 +94,7 @@ async fn change_places_once(
             sqlx::query(AssertSqlSafe(script)).execute(&mut *connection).await?;
         }
         let made_from_log = made_from_log().map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
+        let told = restores_to_take_along(&format!("{NEXT}."), &format!("{served}.restores"), log.epoch);
         let script = format!(
             "do $$
              declare
@@ -102,10 +103,12 @@ async fn change_places_once(
                  {locks}
                  begin
                      -- What the log itself tells of a restore does not name the archive; the table does.
-                     insert into {NEXT}.restores select * from {served}.restores on conflict (partition, epoch)
+                     insert into {NEXT}.restores select * from {served}.restores r where {told}
+                     on conflict (partition, epoch)
                      do update set restored_at = excluded.restored_at, archive_id = excluded.archive_id
                      where restores.archive_id = '';
-                 exception when undefined_table or undefined_column or datatype_mismatch then null;
+                 exception when undefined_table or undefined_column or datatype_mismatch or data_corrupted
+                     or index_corrupted then null;
                  end;
                  {hand_over}
                  {tables}
