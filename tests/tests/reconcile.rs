@@ -25,6 +25,7 @@ use tests::{
 on_both_databases!(
     every_kind_of_mismatch_is_found_and_the_safe_ones_are_settled_once,
     a_settlement_that_is_killed_goes_on_where_it_stood,
+    what_a_settlement_leaves_remains_in_every_run,
     a_line_that_cannot_be_read_ends_the_run_before_anything_is_settled,
     orders_and_entries_outside_the_range_are_left_alone,
 );
@@ -194,6 +195,29 @@ async fn a_settlement_that_is_killed_goes_on_where_it_stood(database: NewDatabas
     for number in 0..40 {
         assert_eq!(service.holdings(&format!("u{number}")).await, (1_000, 0, 1_000));
     }
+}
+
+async fn what_a_settlement_leaves_remains_in_every_run(database: NewDatabase) {
+    let service = Service::start(&database.url, &[]);
+    service.credit("ann", 1_000, "seed").await;
+    debit(&service, "PARTLY", 100).await;
+    freeze(&service, "PARTLY", 20).await;
+    freeze(&service, "CANCELLED", 90).await;
+    debit(&service, "REFUNDED", 90).await;
+    freeze(&service, "WHOLE", 100).await;
+    let orders = "order_id,user_id,points,status,refunded_points\nPARTLY,ann,100,partly_refunded,30\n\
+        CANCELLED,ann,100,cancelled,\nREFUNDED,ann,100,refunded,\nWHOLE,ann,100,cancelled,\n";
+    let (_folder, path) = file("orders.csv", orders);
+    let figures = |arguments: &[&str]| {
+        let (code, found) = replay_tool(&database.url, &[&["reconcile", "--orders", &path][..], arguments].concat());
+        let figures = ["mismatches_count", "settled", "settleable", "remaining"].map(|name| found[name].as_u64());
+        (code, figures.map(|figure| figure.expect("a number")))
+    };
+    assert_eq!(figures(&[]), (1, [7, 0, 4, 7]));
+    assert_eq!(figures(&["--settle"]), (1, [7, 4, 0, 3]));
+    assert_eq!(service.holdings("ann").await, (900, 0, 900));
+    assert_eq!(figures(&["--settle"]), (1, [3, 0, 0, 3]));
+    assert_eq!(service.holdings("ann").await, (900, 0, 900), "nothing moves twice");
 }
 
 async fn done(ledger: &Ledger, commands: Vec<ledger_core::Command>) {

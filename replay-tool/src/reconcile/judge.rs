@@ -3,7 +3,7 @@
 use super::{
     mismatch::{Kind, Mismatch, Outcome, Settlement, Step},
     order::Stage,
-    tally::{Claim, Entry},
+    tally::{Claim, Deducted, Entry},
 };
 
 /// What the comparison of one order comes to.
@@ -25,18 +25,20 @@ pub(crate) fn judge(entry: &Entry) -> Verdict {
         return verdict;
     }
     verdict.mismatches.extend(entry.again.iter().map(|again| duplicate(entry, claim, again)));
-    let difference = if claim.points == 0 { compare_nothing(entry) } else { compare(entry, claim) };
-    if let Some(Difference { kind, mut settlement }) = difference {
-        if entry.again.iter().any(|again| (again.points, again.stage) != (claim.points, claim.stage)) {
-            settlement.automatic = false;
-            settlement.remedy =
-                "the lines of this order contradict each other: find out which is right first".to_owned();
-        }
-        let expected = expected(claim);
-        verdict.mismatches.push(mismatch(entry, Some(claim), kind, expected, describe(entry), settlement));
-    } else {
+    let Some(mut difference) = compare(entry, claim) else {
         verdict.untouched = !entry.seen;
+        return verdict;
+    };
+    let settlement = &mut difference.settlement;
+    if entry.again.iter().any(|again| (again.points, again.stage) != (claim.points, claim.stage)) {
+        settlement.automatic = false;
+        settlement.remedy = "the lines of this order contradict each other: find out which is right first".to_owned();
     }
+    let rest = if settlement.automatic { compare_rest(entry, claim, &settlement.steps) } else { None };
+    let differences = std::iter::once(difference).chain(rest);
+    verdict.mismatches.extend(differences.map(|Difference { kind, settlement }| {
+        mismatch(entry, Some(claim), kind, expected(claim), describe(entry), settlement)
+    }));
     verdict
 }
 
@@ -57,6 +59,9 @@ fn by_hand(kind: Kind, steps: Vec<Step>, remedy: &str) -> Option<Difference> {
 }
 
 fn compare(entry: &Entry, claim: &Claim) -> Option<Difference> {
+    if claim.points == 0 {
+        return compare_nothing(entry);
+    }
     if entry.seen {
         return match claim.stage {
             Stage::Held => compare_held(entry, claim.points),
@@ -92,6 +97,44 @@ fn compare(entry: &Entry, claim: &Claim) -> Option<Difference> {
     }
 }
 
+/// What a person still has to look at once these steps are done: the next run over the same orders would find it.
+fn compare_rest(entry: &Entry, claim: &Claim, steps: &[Step]) -> Option<Difference> {
+    let mut rest = compare(&after(entry, steps), claim)?;
+    rest.settlement.remedy = format!("once --settle has done its part: {}", rest.settlement.remedy);
+    Some(rest)
+}
+
+/// The order as it is once these steps are done.
+fn after(entry: &Entry, steps: &[Step]) -> Entry {
+    let mut entry = entry.clone();
+    for step in steps {
+        match *step {
+            Step::Capture { freeze: id, amount } => {
+                for freeze in entry.freezes.iter_mut().filter(|freeze| freeze.id == id) {
+                    freeze.remaining = freeze.remaining.saturating_sub(amount);
+                }
+                // It has no id of its own before it is recorded; its freeze's stands for it.
+                entry.deductions.push(Deducted { id, amount, refunded: 0, freeze: Some(id) });
+            }
+            Step::Release { freeze: id, amount } => {
+                for freeze in entry.freezes.iter_mut().filter(|freeze| freeze.id == id) {
+                    freeze.remaining = freeze.remaining.saturating_sub(amount);
+                    freeze.released += amount;
+                }
+                entry.settled = true;
+            }
+            Step::Refund { deduction: id, amount } => {
+                for deduction in entry.deductions.iter_mut().filter(|deduction| deduction.id == id) {
+                    deduction.refunded += amount;
+                }
+            }
+            // A person decides on these: they are never done on the way.
+            Step::Debit { .. } | Step::Freeze { .. } => {}
+        }
+    }
+    entry
+}
+
 /// An order that used no points.
 fn compare_nothing(entry: &Entry) -> Option<Difference> {
     if entry.held() == 0 && entry.net() == 0 {
@@ -106,10 +149,10 @@ fn compare_nothing(entry: &Entry) -> Option<Difference> {
 
 fn compare_held(entry: &Entry, points: u64) -> Option<Difference> {
     let (held, net) = (entry.held(), entry.net());
-    if held == points && entry.taken() == 0 {
+    if held == points && net == 0 {
         return None;
     }
-    if held > 0 && entry.taken() == 0 {
+    if held > 0 && net == 0 {
         let steps = match held.checked_sub(points) {
             Some(excess) => release_part(entry, excess),
             None => vec![Step::Freeze { amount: points - held }],

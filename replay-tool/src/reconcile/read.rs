@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::{
     order::{Fields, Order, Reading},
@@ -94,23 +94,23 @@ fn csv_fault(error: csv::Error) -> Fault {
     }
 }
 
-/// A line of NDJSON; other members are the order system's own.
+/// A line of NDJSON, its members as they are written; other members are the order system's own.
 #[derive(Debug, Deserialize)]
-struct Line {
-    #[serde(default)]
-    order_id: Value,
-    #[serde(default)]
-    user_id: Value,
-    #[serde(default, alias = "points_amount")]
-    points: Value,
-    #[serde(default)]
-    status: Value,
-    #[serde(default)]
-    credit_type: Value,
-    #[serde(default)]
-    created_at: Value,
-    #[serde(default)]
-    refunded_points: Value,
+struct Line<'a> {
+    #[serde(borrow)]
+    order_id: Option<&'a RawValue>,
+    #[serde(borrow)]
+    user_id: Option<&'a RawValue>,
+    #[serde(borrow, alias = "points_amount")]
+    points: Option<&'a RawValue>,
+    #[serde(borrow)]
+    status: Option<&'a RawValue>,
+    #[serde(borrow)]
+    credit_type: Option<&'a RawValue>,
+    #[serde(borrow)]
+    created_at: Option<&'a RawValue>,
+    #[serde(borrow)]
+    refunded_points: Option<&'a RawValue>,
 }
 
 fn read_ndjson(reader: impl Read, reading: &Reading, take: Take<'_>) -> Result<(), Fault> {
@@ -133,32 +133,45 @@ fn read_ndjson(reader: impl Read, reading: &Reading, take: Take<'_>) -> Result<(
             let why = "this is a JSON array; write one object a line, such as `jq -c '.[]'` does";
             return Err(Fault::Line(number, why.to_owned()));
         }
-        let parsed: Line =
+        let parsed: Line<'_> =
             serde_json::from_slice(line).map_err(|error| Fault::Line(number, format!("no order: {error}")))?;
-        let fields = fields(parsed).map_err(|why| Fault::Line(number, why))?;
+        let fields = fields(&parsed).map_err(|why| Fault::Line(number, why))?;
         let order = reading.order(number, fields).map_err(|why| Fault::Line(number, why))?;
         take(&order).map_err(Fault::Failed)?;
     }
     Ok(())
 }
 
-fn fields(line: Line) -> Result<Fields, String> {
-    let text = |field: &str, value: Value| match value {
-        Value::Null => Ok(None),
-        Value::String(text) => Ok(Some(text)),
-        // Order systems have ids that are numbers.
-        Value::Number(number) => Ok(Some(number.to_string())),
-        other => Err(format!("{field} must be a text or a number, not {other}")),
-    };
+fn fields(line: &Line<'_>) -> Result<Fields, String> {
     Ok(Fields {
-        order_id: text("order_id", line.order_id)?,
-        user_id: text("user_id", line.user_id)?,
+        order_id: id("order_id", line.order_id)?,
+        user_id: id("user_id", line.user_id)?,
         points: text("points", line.points)?,
         status: text("status", line.status)?,
         credit_type: text("credit_type", line.credit_type)?,
         created_at: text("created_at", line.created_at)?,
         refunded_points: text("refunded_points", line.refunded_points)?,
     })
+}
+
+/// A text or a number. The number stays as it is written: past 64 bits a parsed one would be another.
+fn text(field: &str, member: Option<&RawValue>) -> Result<Option<String>, String> {
+    let Some(written) = member.map(RawValue::get) else { return Ok(None) };
+    match written.as_bytes().first() {
+        Some(b'"') => serde_json::from_str(written).map(Some).map_err(|error| format!("{field} is no text: {error}")),
+        Some(b'-' | b'0'..=b'9') => Ok(Some(written.to_owned())),
+        _ => Err(format!("{field} must be a text or a number, not {written}")),
+    }
+}
+
+/// Order systems have ids that are numbers. `1`, `1.0` and `1e0` are one number, and would be three ids.
+fn id(field: &str, member: Option<&RawValue>) -> Result<Option<String>, String> {
+    let id = text(field, member)?;
+    let written = member.map_or("", RawValue::get);
+    if !written.starts_with('"') && written.contains(['.', 'e', 'E']) {
+        return Err(format!("{field} must be a text or a whole number, not {written}: write it as a text"));
+    }
+    Ok(id)
 }
 
 #[cfg(test)]
@@ -217,9 +230,41 @@ mod tests {
                 "{\"order_id\":1,\"user_id\":1,\"points\":1.0,\"status\":\"paid\"}",
                 "points must be a whole",
             ),
+            (
+                Format::Ndjson,
+                "\n{\"order_id\":1.0,\"user_id\":1,\"points\":1,\"status\":\"paid\"}",
+                "line 2: order_id must be a text or a whole number, not 1.0: write it as a text",
+            ),
+            (
+                Format::Ndjson,
+                "{\"order_id\":1,\"user_id\":2E3,\"points\":1,\"status\":\"paid\"}",
+                "line 1: user_id must be a text or a whole number, not 2E3: write it as a text",
+            ),
         ] {
             let refused = read(format, text).expect_err(text);
             assert!(refused.contains(says), "{text}: {refused}");
         }
+    }
+
+    #[test]
+    fn ids_that_are_numbers_are_read_as_they_are_written() {
+        let line = |order: &str, user: &str| {
+            format!("{{\"order_id\":{order},\"user_id\":{user},\"points\":1,\"status\":\"paid\"}}\n")
+        };
+        let text = [
+            line("20261120120000123456", "18446744073709551617"),
+            line("20261120120000123457", "18446744073709551618"),
+            line("7", "\"1.5e\\u0033\""),
+        ];
+        let orders = read(Format::Ndjson, &text.concat()).expect("read");
+        let ids: Vec<_> = orders.iter().map(|order| (&*order.order_id, &**order.account.user_id())).collect();
+        assert_eq!(
+            ids,
+            [
+                ("20261120120000123456", "18446744073709551617"),
+                ("20261120120000123457", "18446744073709551618"),
+                ("7", "1.5e3"),
+            ]
+        );
     }
 }

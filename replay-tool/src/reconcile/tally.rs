@@ -78,7 +78,7 @@ pub(crate) struct Deducted {
 }
 
 /// An order, as both sides see it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Entry {
     pub(crate) account: Account,
     pub(crate) order_id: Arc<str>,
@@ -117,6 +117,9 @@ pub(crate) struct Tally {
     orders: HashSet<u64>,
     freezes: HashMap<Position, Place>,
     deductions: HashMap<Position, Place>,
+    /// Freezes that neither have an order nor need one, of the whole partition, while anything is left of them: a capture
+    /// may still need an order.
+    strays: HashSet<Position>,
     overfull: bool,
 }
 
@@ -131,6 +134,7 @@ impl Tally {
             orders: HashSet::default(),
             freezes: HashMap::default(),
             deductions: HashMap::default(),
+            strays: HashSet::default(),
             overfull: false,
         }
     }
@@ -179,10 +183,22 @@ impl Tally {
             (EventType::Refunded, Some(deduction)) => self.refund(event, deduction),
             _ => {}
         }
+        // Nothing is left that a later capture could take.
+        if event.remaining == Some(0)
+            && let Some(original) = event.related_id
+        {
+            self.strays.remove(&original.locate().2);
+        }
     }
 
     fn freeze(&mut self, event: &Event) {
-        let Some(index) = self.owner(event) else { return };
+        let own = key(&event.account, event.key.id());
+        // An entry that only the ledger knows does not count: other parts do not have it, and all must judge alike.
+        if !self.orders.contains(&short(own)) && !self.scope.needs_order(event) {
+            self.strays.insert(event.position);
+            return;
+        }
+        let Some(index) = self.owner(own, event) else { return };
         let entry = &mut self.entries[index];
         entry.touch(event);
         let amount = units(event);
@@ -193,7 +209,7 @@ impl Tally {
     fn deduct(&mut self, event: &Event, of: Option<(usize, TransactionId)>) {
         let index = match of {
             Some((index, _)) => Some(index),
-            None => self.owner(event),
+            None => self.owner(key(&event.account, event.key.id()), event),
         };
         let Some(index) = index else { return };
         let entry = &mut self.entries[index];
@@ -207,9 +223,11 @@ impl Tally {
         });
     }
 
-    /// A capture is the deduction of the order that it names itself, else of the order that its freeze is for.
+    /// A capture is the deduction of the order that it names itself, else of the order that its freeze is for. Where the
+    /// freeze is for none it stands alone, as a deduction without a freeze does.
     fn capture(&mut self, event: &Event, freeze: TransactionId) {
-        let place = self.freezes.get(&freeze.locate().2).copied();
+        let position = freeze.locate().2;
+        let place = self.freezes.get(&position).copied();
         if let Some(Place { entry, piece }) = place {
             let entry = &mut self.entries[entry];
             entry.touch(event);
@@ -230,6 +248,8 @@ impl Tally {
             }
         } else if let Some(place) = place {
             self.deduct(event, Some((place.entry, freeze)));
+        } else if self.strays.contains(&position) {
+            self.deduct(event, None);
         }
     }
 
@@ -262,8 +282,7 @@ impl Tally {
     }
 
     /// The order that a freeze or a deduction of its own is for: one of the order system's, or one that it should know.
-    fn owner(&mut self, event: &Event) -> Option<usize> {
-        let key = key(&event.account, event.key.id());
+    fn owner(&mut self, key: Key, event: &Event) -> Option<usize> {
         if let Some(index) = self.by_key.get(&key) {
             return Some(*index);
         }

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use ledger_core::{Account, BusinessKey, Epoch, Position, TransactionId};
 
 use super::*;
-use crate::reconcile::tally::{Deducted, Frozen};
+use crate::reconcile::tally::Frozen;
 
 fn id(position: u64) -> TransactionId {
     let account = Account::new("u1", "points").expect("valid");
@@ -55,6 +55,7 @@ fn every_way_in_which_both_sides_agree() {
     use Stage::{Cancelled, Held, PartlyRefunded, Refunded, Taken};
     for (what, entry) in [
         ("frozen", entry(Held, &[(100, 100, 0)], &[])),
+        ("deducted, refunded and frozen", entry(Held, &[(100, 100, 0)], &[(100, 100, false)])),
         ("captured", entry(Taken, &[(100, 0, 0)], &[(100, 0, true)])),
         ("captured, the rest released", entry(Taken, &[(150, 0, 50)], &[(100, 0, true)])),
         ("deducted", entry(Taken, &[], &[(100, 0, false)])),
@@ -86,6 +87,13 @@ fn every_kind_of_disagreement_is_named_and_only_safe_ones_are_settled_without_a_
         ("pending, nothing frozen", entry(Held, &[], &[]), Missing, by_hand, vec![freeze(100)]),
         ("pending, less frozen", entry(Held, &[(90, 90, 0)], &[]), Amount, by_hand, vec![freeze(10)]),
         ("pending, more frozen", entry(Held, &[(110, 110, 0)], &[]), Amount, by_hand, vec![release(1, 10)]),
+        (
+            "pending, deducted, refunded and less frozen",
+            entry(Held, &[(90, 90, 0)], &[(100, 100, false)]),
+            Amount,
+            by_hand,
+            vec![freeze(10)],
+        ),
         ("pending, deducted", entry(Held, &[(100, 0, 0)], &[(100, 0, true)]), Status, by_hand, vec![refund(11, 100)]),
         ("pending, released", entry(Held, &[(100, 0, 100)], &[]), Status, by_hand, vec![freeze(100)]),
         ("completed, nothing there", entry(Taken, &[], &[]), Missing, by_hand, vec![debit(100)]),
@@ -139,6 +147,30 @@ fn every_kind_of_disagreement_is_named_and_only_safe_ones_are_settled_without_a_
         let mismatch = only(&entry);
         let Settlement { automatic: found, steps: taken, .. } = &mismatch.settlement;
         assert_eq!((mismatch.kind, *found, taken), (kind, automatic, &steps), "{what}: {mismatch:?}");
+    }
+}
+
+#[test]
+fn what_a_settlement_leaves_is_a_mismatch_of_its_own_for_a_person() {
+    use Kind::{AmountMismatch as Amount, StatusMismatch as Status};
+    use Stage::{Cancelled, PartlyRefunded, Refunded};
+    let refund = Step::Refund { deduction: id(11), amount: 30 };
+    let mut partly = entry(PartlyRefunded, &[(20, 20, 0)], &[(100, 0, false)]);
+    partly.claim.as_mut().expect("an order").refunded_points = Some(30);
+    for (what, entry, kind, steps) in [
+        ("partly refunded, not at all, and a freeze left", partly, Status, vec![refund]),
+        ("cancelled, another amount frozen", entry(Cancelled, &[(90, 90, 0)], &[]), Amount, vec![]),
+        ("refunded, another amount deducted", entry(Refunded, &[], &[(90, 0, false)]), Amount, vec![]),
+    ] {
+        let found = judge(&entry).mismatches;
+        let kinds: Vec<_> = found.iter().map(|mismatch| (mismatch.kind, mismatch.settlement.automatic)).collect();
+        assert_eq!(kinds, [(Status, true), (kind, false)], "{what}: {found:?}");
+        assert_eq!(found[1].settlement.steps, steps, "{what}");
+        // Both tell what the ledger did, not what it would have done.
+        assert_eq!(found[1].found, found[0].found, "{what}");
+        // The next run finds just that.
+        let next = only(&after(&entry, &found[0].settlement.steps));
+        assert_eq!((next.kind, next.settlement.automatic, next.settlement.steps), (kind, false, steps), "{what}");
     }
 }
 

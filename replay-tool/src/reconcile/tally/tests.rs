@@ -6,7 +6,7 @@ use ledger_core::{
 };
 
 use super::*;
-use crate::reconcile::judge::judge;
+use crate::reconcile::{judge::judge, mismatch::Kind};
 
 /// One account's partition: commands become events as in the ledger.
 struct Log {
@@ -60,8 +60,12 @@ impl Log {
     }
 
     fn freeze(&mut self, order: &str, units: u64) -> TransactionId {
+        self.hold("order.create", order, units)
+    }
+
+    fn hold(&mut self, code: &str, id: &str, units: u64) -> TransactionId {
         let amount = Amount::new(units).expect("valid");
-        self.record(Action::Freeze { account: self.account.clone(), amount, expiry: None }, "order.create", order)
+        self.record(Action::Freeze { account: self.account.clone(), amount, expiry: None }, code, id)
     }
 
     fn debit(&mut self, code: &str, order: &str, units: u64) -> TransactionId {
@@ -100,7 +104,10 @@ impl Log {
     }
 
     fn tally(&self, orders: &[Order], part: Part, entries_max: usize) -> Tally {
-        let scope = Scope { codes: vec!["order".to_owned()], from: None, to: None };
+        self.tally_in(scope("order"), orders, part, entries_max)
+    }
+
+    fn tally_in(&self, scope: Scope, orders: &[Order], part: Part, entries_max: usize) -> Tally {
         let mut tally = Tally::new(Arc::new(scope), part, entries_max);
         orders.iter().for_each(|order| tally.claim(order.clone()));
         self.events.iter().for_each(|event| tally.take(event));
@@ -109,6 +116,10 @@ impl Log {
 }
 
 const ALL: Part = Part { low: 0, high: u64::MAX };
+
+fn scope(code: &str) -> Scope {
+    Scope { codes: vec![code.to_owned()], from: None, to: None }
+}
 
 fn figures(entries: &[Entry], order: &str) -> [u64; 4] {
     let entry = entries.iter().find(|entry| &*entry.order_id == order).expect("there");
@@ -131,17 +142,73 @@ fn what_relates_to_an_order_is_the_orders_whatever_id_it_bears() {
 #[test]
 fn a_capture_that_names_another_order_is_that_orders_payment() {
     let mut log = Log::new();
-    let cart = log.record(
-        Action::Freeze { account: log.account.clone(), amount: Amount::new(100).expect("valid"), expiry: None },
-        "cart.hold",
-        "CART-1",
-    );
+    let cart = log.hold("cart.hold", "CART-1", 100);
     log.capture(cart, "O1", 30);
     log.capture(cart, "O2", 70);
     let orders = [log.order(1, "O1", 30, Stage::Taken), log.order(2, "O2", 70, Stage::Taken)];
     let entries = log.tally(&orders, ALL, 10).into_entries();
     assert_eq!((figures(&entries, "O1"), figures(&entries, "O2")), ([0, 30, 0, 0], [0, 70, 0, 0]));
     assert!(entries.iter().all(|entry| judge(entry).mismatches.is_empty()));
+}
+
+#[test]
+fn a_capture_needs_an_order_where_its_freeze_has_none_and_needs_none() {
+    // The freeze is recorded at 1 s, the captures at 2 s and 3 s.
+    let at = |seconds| Timestamp::from_micros(0).and_then(|start| start.plus_seconds(seconds));
+    let range = |from, to| Scope { from, to, ..scope("order") };
+    for (what, code, scope, needy) in [
+        ("a freeze under a code that needs no order", "cart.hold", scope("order"), vec!["O1", "O2"]),
+        ("a freeze under a code that is not asked about", "order.create", scope("order.payment"), vec!["O1", "O2"]),
+        ("a freeze before the range", "order.create", range(at(2), None), vec!["O1", "O2"]),
+        ("a freeze and a capture before the range", "order.create", range(at(3), None), vec!["O2"]),
+        ("a capture after the range", "cart.hold", range(None, at(3)), vec!["O1"]),
+        ("no code that is asked about", "cart.hold", scope("shop"), vec![]),
+    ] {
+        let mut log = Log::new();
+        let freeze = log.hold(code, "CART-1", 100);
+        log.capture(freeze, "O1", 30);
+        log.capture(freeze, "O2", 50);
+        let entries = log.tally_in(scope.clone(), &[], ALL, 10).into_entries();
+        let found: Vec<_> = entries.iter().flat_map(|entry| judge(entry).mismatches).collect();
+        let ids: Vec<_> = found.iter().map(|mismatch| &*mismatch.order_id).collect();
+        assert_eq!(ids, needy, "{what}");
+        assert!(found.iter().all(|mismatch| mismatch.kind == Kind::LedgerEntryWithoutOrder), "{what}: {found:?}");
+        for (order, taken) in [("O1", 30), ("O2", 50)].iter().filter(|(order, _)| needy.contains(order)) {
+            assert_eq!(figures(&entries, order), [0, *taken, 0, 0], "{what}");
+        }
+        // With the orders there, nothing is missed.
+        let orders = [log.order(1, "O1", 30, Stage::Taken), log.order(2, "O2", 50, Stage::Taken)];
+        let entries = log.tally_in(scope, &orders, ALL, 10).into_entries();
+        assert_eq!(entries.len(), 2, "{what}");
+        assert!(entries.iter().all(|entry| judge(entry).mismatches.is_empty()), "{what}");
+    }
+}
+
+#[test]
+fn a_freeze_without_an_order_is_kept_while_anything_is_left_of_it() {
+    let mut log = Log::new();
+    let [captured, released, _open] = ["C1", "C2", "C3"].map(|id| log.hold("cart.hold", id, 10));
+    log.capture(captured, "P1", 4);
+    assert_eq!(log.tally(&[], ALL, 10).strays.len(), 3);
+    log.capture(captured, "P2", 6);
+    log.unfreeze(released, "C2");
+    assert_eq!(log.tally(&[], ALL, 10).strays.len(), 1);
+}
+
+#[test]
+fn whose_a_capture_is_does_not_depend_on_the_part() {
+    let mut log = Log::new();
+    log.debit("order.payment", "O1", 5);
+    // It bears an id that an entry without an order bears, too.
+    let cart = log.hold("cart.hold", "O1", 7);
+    log.capture(cart, "O2", 7);
+    let between = short(key(&log.account, "O1")).max(short(key(&log.account, "O2")));
+    let halves = [Part { low: 0, high: between - 1 }, Part { low: between, high: u64::MAX }];
+    let in_halves = halves.into_iter().flat_map(|part| log.tally(&[], part, 10).into_entries()).collect();
+    for entries in [log.tally(&[], ALL, 10).into_entries(), in_halves] {
+        assert_eq!(entries.len(), 2, "{entries:?}");
+        assert_eq!((figures(&entries, "O1"), figures(&entries, "O2")), ([0, 5, 0, 0], [0, 7, 0, 0]));
+    }
 }
 
 #[test]
@@ -180,6 +247,11 @@ fn looked_at_part_by_part_the_findings_are_the_same() {
             4 => {
                 let freeze = log.freeze(&id, points);
                 log.capture(freeze, &format!("O{}", number + 1), points);
+            }
+            // A cart is frozen, and its capture is the order's.
+            6 => {
+                let freeze = log.hold("cart.hold", &format!("CART{number}"), points);
+                log.capture(freeze, &id, points);
             }
             _ => drop(log.freeze(&id, points)),
         }
