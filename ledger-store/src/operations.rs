@@ -158,7 +158,7 @@ impl Ledger {
     ///
     /// # Errors
     ///
-    /// When the database is away.
+    /// When the database is away, or damaged there.
     pub async fn operation(&self, id: Uuid) -> Result<Operation, Unavailable> {
         let _turn = self.operation_reads.acquire().await.map_err(|_| Unavailable::Stopping)?;
         let hash = operation::hash(id);
@@ -171,11 +171,11 @@ impl Ledger {
         if let Some(own) = TransactionId::from_uuid(id) {
             // A transaction without an operation is one of its own, and others may have been put under its id.
             let (partition, _, position) = own.locate();
-            places.push((partition, position));
+            if position > Position::ZERO && position <= seen[partition.index()] {
+                places.push((partition, position));
+            }
         }
-        places.sort_unstable();
-        places.dedup();
-        let mut events = self.reading(self.database.events_at(&places)).await?;
+        let mut events = self.read_all(places).await?;
         events.retain(|event| event.operation_id == id && event.position <= seen[event.partition.index()]);
         events.sort_by_key(|event| (event.recorded_at, event.partition, event.position));
         self.refusals_settled().await;
@@ -309,20 +309,27 @@ impl Database {
     ///
     /// # Errors
     ///
-    /// When the database cannot be read.
+    /// When the database cannot be read, or the log lacks an event: it may be the one that tells of a compensation.
     pub async fn contradicted_compensations(&self) -> Result<Vec<Contradiction>, StoreError> {
         // The rows first: the events of each of them are in the log by the time that is read.
         let (mut rows, mut unreadable) = self.all_compensations().await?;
         let heads = self.heads().await?;
         let mut found = Vec::new();
         for partition in Partition::all() {
-            let mut scan = self.scan(partition, Position::ZERO, heads[partition.index()].position);
-            loop {
+            let head = heads[partition.index()].position;
+            let mut scan = self.scan(partition, Position::ZERO, head);
+            let mut read = Position::ZERO;
+            while read < head {
                 let events = scan.next().await?;
                 if events.is_empty() {
-                    break;
+                    return Err(lacking(partition, read.next()));
                 }
-                for event in events.into_iter().flatten() {
+                for event in events {
+                    let next = read.next();
+                    let Some(event) = event.ok().filter(|event| event.position == next) else {
+                        return Err(lacking(partition, next));
+                    };
+                    read = next;
                     if event.batch.is_some_and(|mark| mark.index > 0) {
                         continue;
                     }
@@ -353,7 +360,8 @@ impl Database {
     ///
     /// # Errors
     ///
-    /// When the database cannot be read or written.
+    /// When the database cannot be read or written. When the log lacks an event: nothing is changed then. An event that can be
+    /// read, and is not what was written, only a verification finds.
     pub async fn mend_compensations(&self) -> Result<usize, StoreError> {
         let contradicted = self.contradicted_compensations().await?;
         const DELETE: &str = "delete from compensations";
@@ -408,6 +416,13 @@ impl Database {
         }
         Ok((rows, unreadable))
     }
+}
+
+/// There is no event where one must be.
+fn lacking(partition: Partition, position: Position) -> StoreError {
+    StoreError::Inconsistent(format!(
+        "the log of partition {partition} is damaged at position {position}: run replay-tool verify"
+    ))
 }
 
 /// Writes compensations in a transaction that has begun.

@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 
 use clap::{Args, ValueEnum};
 use ledger_core::Account;
-use ledger_store::Database;
+use ledger_store::{Database, StoreError};
 use projector::{
     checkpoint::ReadModel,
     rebuild::{self, Mended, Options, RebuildError, Rebuilt},
@@ -15,6 +15,7 @@ use crate::{
     argument::parse_account,
     context::{Context, Failure, Outcome, say},
     progress::Progress,
+    verify,
 };
 
 /// Makes the balances and freezes anew from the log, beside the served ones, and puts them in their place.
@@ -73,11 +74,15 @@ pub(crate) async fn run(context: &Context, arguments: &Arguments) -> Result<Outc
     let models = arguments.read_model.map_or(ReadModel::ALL.to_vec(), |name| vec![name.into()]);
     let options = Options { models, max_rate: arguments.max_rate, ..Options::default() };
     if arguments.compensations {
-        let mended = database.mend_compensations().await;
+        let mended = mend_compensations(&database).await;
         database.close().await;
-        let mended = mended?;
-        let lines = vec![("mended", format!("{mended} rows"))];
-        return show(Ok((lines, json!({ "rebuilt": true, "rows_mended": mended }))), context.json);
+        return match mended? {
+            Ok(mended) => {
+                let lines = vec![("mended", format!("{mended} rows"))];
+                show(Ok((lines, json!({ "rebuilt": true, "rows_mended": mended }))), context.json)
+            }
+            Err(why) => Ok(refuse(&why, context.json)),
+        };
     }
     let done = match &arguments.account {
         Some(account) => mend(&database, account, &options).await,
@@ -128,6 +133,30 @@ async fn rebuild_all(database: &Database, options: &Options) -> Result<Done, Reb
     Ok((lines, document))
 }
 
+/// Mends the rows that close operations, and tells how many; or why it touches none: a damaged log may lack what tells that an
+/// operation was reversed, and that one would be open again.
+async fn mend_compensations(database: &Database) -> Result<Result<usize, String>, Failure> {
+    let progress = Progress::new("verifying");
+    let verified = verify::verify(database, &progress).await;
+    progress.finish();
+    let findings = verified?.findings;
+    if findings.log_is_damaged() {
+        // Kinds of damage of the log come before all others.
+        let kind = findings.kinds.keys().next();
+        let named = findings.kept.iter().find(|finding| Some(&finding.kind) == kind);
+        let what = named.map_or("the log is damaged".to_owned(), |finding| {
+            let at = finding.position.map(|position| format!(" at position {position}")).unwrap_or_default();
+            format!("the log of partition {} is damaged{at} ({})", finding.partition, finding.kind.name())
+        });
+        return Ok(Err(format!("{what}: run replay-tool verify")));
+    }
+    match database.mend_compensations().await {
+        // It was damaged meanwhile.
+        Err(StoreError::Inconsistent(why)) => Ok(Err(why)),
+        mended => Ok(Ok(mended?)),
+    }
+}
+
 async fn mend(database: &Database, account: &Account, options: &Options) -> Result<Done, RebuildError> {
     let bar = Progress::new("replaying");
     let mended =
@@ -169,13 +198,16 @@ fn show(done: Result<Done, RebuildError>, as_json: bool) -> Result<Outcome, Fail
             error @ (RebuildError::Contradiction { .. }
             | RebuildError::Differs { .. }
             | RebuildError::Checkpoint { .. }),
-        ) => {
-            if as_json {
-                say!("{}", json!({ "rebuilt": false, "why": error.to_string() }));
-            } else {
-                say!("not rebuilt: {error}");
-            }
-            Ok(Outcome::Inconsistent)
-        }
+        ) => Ok(refuse(&error.to_string(), as_json)),
     }
+}
+
+/// Says why nothing was changed.
+fn refuse(why: &str, as_json: bool) -> Outcome {
+    if as_json {
+        say!("{}", json!({ "rebuilt": false, "why": why }));
+    } else {
+        say!("not rebuilt: {why}");
+    }
+    Outcome::Inconsistent
 }

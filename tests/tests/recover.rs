@@ -16,6 +16,8 @@ use tests::{
 
 #[path = "recover/disasters.rs"]
 mod disasters;
+#[path = "recover/forked.rs"]
+mod forked;
 #[path = "recover/killed.rs"]
 mod killed;
 #[path = "recover/messages.rs"]
@@ -31,6 +33,7 @@ use disasters::{
     orders_are_compared_and_what_disagrees_is_told, several_restores_in_a_row_are_told_apart,
     what_was_not_published_when_all_was_destroyed_is_lost_by_whole_batches, whatever_table_is_dropped_nothing_is_lost,
 };
+use forked::a_sound_ledger_that_went_another_way_is_a_persons_decision;
 use killed::a_recovery_that_is_killed_is_done_whole_by_the_next_run;
 use messages::Messages;
 use unlock::the_ledgers_own_old_locks_are_lifted_and_no_others;
@@ -45,6 +48,7 @@ on_both_databases!(
     without_the_stream_an_anchor_says_what_is_lost_and_nothing_else_can,
     a_damaged_log_is_mended_in_place_and_what_was_there_is_kept,
     what_only_the_damaged_database_has_is_a_persons_decision,
+    a_sound_ledger_that_went_another_way_is_a_persons_decision,
     only_read_models_are_made_anew_where_only_they_are_damaged,
     a_recovery_that_is_killed_is_done_whole_by_the_next_run,
     an_archive_of_another_ledger_is_refused,

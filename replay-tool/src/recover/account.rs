@@ -48,6 +48,7 @@ pub(super) fn write(record: &mut Record, document: &Value) -> Result<(), Failure
 /// What the recovery came to, in a sentence.
 pub(super) fn sentence(document: &Value) -> String {
     let lost = number(&document["lost"]["positions"]);
+    let contradicted = rows(&document["lost"]["contradictions"]).len() as u64;
     let action = match document["action"].as_str() {
         Some("restored") => "The log was restored",
         Some("rebuilt") => "The read models were made anew",
@@ -55,6 +56,11 @@ pub(super) fn sentence(document: &Value) -> String {
     };
     let loss = if lost > 0 {
         format!("{} events are lost; the partitions and positions are named", thousands(lost))
+    } else if contradicted > 0 {
+        format!(
+            "at {} positions other events are told of than stand there now; the partitions and positions are named",
+            thousands(contradicted)
+        )
     } else if document["lost"]["cannot_know"].is_string() {
         "no loss is known, but not everything can be known".to_owned()
     } else if document["lost"]["left_behind"] == true {

@@ -70,6 +70,8 @@ impl State {
 pub(super) struct Examined {
     pub(super) state: State,
     pub(super) why: String,
+    /// Whether nothing is wrong with its events and heads, whatever is with what is made from them.
+    pub(super) log_is_sound: bool,
     /// Where it can be opened.
     pub(super) database: Option<Database>,
     pub(super) heads: Option<[Head; PARTITIONS]>,
@@ -86,6 +88,7 @@ impl Examined {
         Self {
             state,
             why: why.into(),
+            log_is_sound: false,
             database: None,
             heads: None,
             standing: None,
@@ -210,6 +213,7 @@ async fn look_inside(database: Database) -> Result<Examined, Failure> {
             let (state, why) = judge(&verified.findings);
             let digest = Some(verified.digest.to_string());
             Examined {
+                log_is_sound: !are_of_the_log(&verified.findings),
                 digest,
                 findings: findings_json(&verified.findings),
                 compensations_differ: verified.findings.are_of_compensations(),
@@ -250,16 +254,20 @@ fn judge(findings: &Findings) -> (State, String) {
         let kinds: Vec<_> = findings.kinds.iter().map(|(kind, count)| format!("{} {count}", kind.name())).collect();
         (state, format!("{what}: {}", kinds.join(", ")))
     };
-    let mut kinds = findings.kinds.keys().copied();
     if findings.count == 0 {
         (State::Sound, "everything is as a replay makes it".to_owned())
-    } else if kinds.any(|kind| kind < Kind::BalanceMismatch) {
+    } else if are_of_the_log(findings) {
         of(State::LogDamaged, "the log or its heads are damaged")
     } else if findings.are_of_indexes() {
         of(State::LogDamaged, "the indexes behind the log are damaged")
     } else {
         of(State::ReadModelsDamaged, "the log is sound, what is made from it is not")
     }
+}
+
+/// Whether any finding is about the events or the heads.
+fn are_of_the_log(findings: &Findings) -> bool {
+    findings.kinds.keys().any(|kind| *kind < Kind::BalanceMismatch)
 }
 
 pub(super) fn findings_json(findings: &Findings) -> Value {

@@ -1,6 +1,9 @@
 //! Everything that is known beyond the archive, and what is to be restored of it.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use ledger_core::{Epoch, Event, Hash, Head, PARTITIONS, Partition, Position, json::LogEntry};
 use ledger_store::Database;
@@ -11,7 +14,7 @@ use tokio::task::spawn_blocking;
 use super::{
     base::Base,
     candidates::{Source, Writers},
-    examine::{Examined, State},
+    examine::Examined,
     loss::{self, Loss, Witness},
     readable::Readable,
     steps::Record,
@@ -19,6 +22,11 @@ use super::{
     tail::{Refusals, Tail},
 };
 use crate::{anchor::Anchor, archive::next_epoch, context::Failure};
+
+/// The witness that the database itself is.
+const OWN_HEADS: &str = "the database's own heads";
+/// Partitions that are named where a person must decide.
+const NAMED_MAX: usize = 5;
 
 /// What was gathered.
 #[derive(Debug)]
@@ -142,27 +150,39 @@ impl Gathered {
             let all = Partition::all().zip(&self.tail.partitions);
             all.filter(|(partition, tail)| tail.only_in_database > 0 && !ends_alike(*partition))
         };
+        let places = lacking().map(|(partition, tail)| (partition, tail.only_in_database_to));
+        if examined.log_is_sound {
+            // Where its own head is not on the chain that is restored, acknowledged commands would leave the ledger.
+            let told = self.loss.contradictions.iter().filter(|told| told.told_by == OWN_HEADS);
+            let aside: BTreeMap<_, _> = places.chain(told.map(|told| (told.partition, told.position))).collect();
+            return (!aside.is_empty()).then(|| self.of_two_histories(&aside));
+        }
         let only: u64 = lacking().map(|(_, tail)| tail.only_in_database).sum();
-        if only > 0 && examined.state != State::Sound {
-            let named: Vec<_> = lacking()
-                .take(5)
-                .map(|(partition, tail)| format!("partition {partition} up to position {}", tail.only_in_database_to))
-                .collect();
-            return Some(format!(
+        (only > 0).then(|| {
+            format!(
                 "the database holds {only} events that neither the archive nor the stream has and that nothing connects with \
                  them any more ({}): give a newer archive, or --nats-url, or --replace to go on without them (what is there \
                  is kept)",
-                named.join(", ")
-            ));
-        }
-        if only > 0 {
-            return Some(format!(
-                "the database is sound and holds {only} events that contradict the stream: it went on from an earlier point \
-                 than the stream knows; decide which of the two happened: leave --nats-url out to keep the database, or give \
-                 --replace to restore what the stream tells"
-            ));
-        }
-        None
+                named(places)
+            )
+        })
+    }
+
+    /// What a person must decide where a sound log holds something else up to these positions than is restored.
+    fn of_two_histories(&self, aside: &BTreeMap<Partition, Position>) -> String {
+        // What contradicts the archive does so with the stream and without it.
+        let (other, keep) = if self.stream.is_some() && self.database.differ == 0 {
+            ("stream", "leave --nats-url out to keep the database")
+        } else {
+            ("archive", "give an archive of the database as it is now (`export`) to keep it")
+        };
+        format!(
+            "the log of the database is sound and contradicts the {other} in {} of the partitions ({}): it went on from before \
+             the end of the {other}; decide which of the two happened: {keep}, or give --replace to restore what the {other} \
+             tells (what is there is kept)",
+            aside.len(),
+            named(aside.iter().map(|(partition, position)| (*partition, *position)))
+        )
     }
 
     /// The events of a partition, as they are to be restored.
@@ -269,9 +289,17 @@ fn witnesses(anchor: Option<&Anchor>, stream: Option<&stream::Read>, examined: &
         witnesses.push(Witness { name: "the stream".to_owned(), heads: stream.newest });
     }
     if let Some(heads) = examined.heads {
-        witnesses.push(Witness { name: "the database's own heads".to_owned(), heads: heads.map(Some) });
+        witnesses.push(Witness { name: OWN_HEADS.to_owned(), heads: heads.map(Some) });
     }
     witnesses
+}
+
+/// The first of some places, in words.
+fn named(places: impl Iterator<Item = (Partition, Position)>) -> String {
+    let places = places.take(NAMED_MAX);
+    let named: Vec<_> =
+        places.map(|(partition, position)| format!("partition {partition} up to position {position}")).collect();
+    named.join(", ")
 }
 
 /// What is left open, in a sentence.

@@ -406,7 +406,7 @@ impl Drill<'_> {
         let summary = archive::restore(&self.context.database_url, target, restored).await?;
         self.record.end(json!({ "events": summary.events, "accounts": summary.accounts, "digest": summary.digest,
             "kept": summary.kept, "wrote_seconds": summary.wrote_in.as_secs_f64(),
-            "rebuilt_seconds": summary.rebuilt_in.as_secs_f64() }))?;
+            "compared_seconds": summary.compared_in.as_secs_f64() }))?;
         self.record.facts.restored(epoch, summary.kept, examined.why, self.arguments.nats_url.is_some());
         self.record.keep()?;
         self.context.open().await

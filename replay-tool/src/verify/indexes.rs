@@ -11,8 +11,8 @@ use ledger_store::{
 };
 use uuid::Uuid;
 
-use super::{doubt::Doubts, log::Replay};
-use crate::finding::{Finding, Findings, Kind};
+use super::{doubt::Doubts, log::Replay, places::INDEXES};
+use crate::finding::{self, Finding, Findings, Kind};
 
 /// Rows after the checkpoint that are compared with their events; there are more only for a moment.
 const NEWER_MAX: usize = 20_000;
@@ -78,6 +78,11 @@ impl Indexes {
             runs: Vec::with_capacity(runs + 1),
             newer: Vec::new(),
         }
+    }
+
+    /// Up to where the rows are compared with the log.
+    pub(super) const fn checkpoint(&self) -> Position {
+        self.checkpoint
     }
 
     /// Adds an event. Those after the checkpoint are passed over.
@@ -231,6 +236,13 @@ impl Indexes {
 
     /// Compares the keys, run by run, and what was written after the checkpoint.
     pub(super) async fn finish(mut self, database: &Database, replay: &mut Replay) -> Result<(), StoreError> {
+        // The log ends before the checkpoint, so that no row was compared: where nothing says so yet, this does.
+        if self.rows.is_some() && replay.findings.count == 0 {
+            let expected = format!("a checkpoint of {INDEXES} at {} or before", replay.position());
+            let found = format!("position {}", self.checkpoint);
+            let finding = Finding::at(Kind::CheckpointMismatch, self.partition, self.checkpoint, expected, found);
+            replay.findings.push(finding.mended_by(finding::INDEXES));
+        }
         let last = key_run(self.checkpoint);
         for run in 0..=last {
             let mut sum = Sum::default();

@@ -129,10 +129,11 @@ pub(super) async fn prepare(
         }
     }
     let newest = stored::newest_position(database, partition).await?;
-    // The read models may be further than the heads that were read before them; then the replay goes as far as they do.
+    // What is compared may be further than the heads that were read before it; then the replay goes as far as that.
     let now = stored::heads(database).await?.swap_remove(index).head().map(|head| head.position);
+    let furthest = read_models.furthest().max(indexes.as_ref().map_or(Position::ZERO, Indexes::checkpoint));
     let end = match (head, now) {
-        (Some(head), Some(now)) => head.position.max(read_models.furthest().min(now)),
+        (Some(head), Some(now)) => head.position.max(furthest.min(now)),
         _ => newest,
     };
     if let Some(now) = now
@@ -408,4 +409,65 @@ async fn find_beyond_head(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::Range;
+
+    use ledger_core::{Account, Action, Amount, Command, Provenance};
+    use ledger_store::{Ledger, LedgerOptions};
+    use sqlx::{Connection, SqliteConnection};
+
+    use super::*;
+    use crate::verify::{Options, look_around};
+
+    /// Credits an account; the indexes follow at the end, the read models do not.
+    async fn credit(database: &Database, account: &Account, numbers: Range<u32>) {
+        let ledger = Ledger::start(database.clone(), LedgerOptions::default()).await.expect("a ledger");
+        for number in numbers {
+            let command = Command {
+                action: Action::Credit { account: account.clone(), amount: Amount::new(5).expect("valid") },
+                key: BusinessKey::new("test", &number.to_string()).expect("valid"),
+                expected_version: None,
+                provenance: Provenance {
+                    operation_id: None,
+                    request_id: "request".into(),
+                    actor: "test".into(),
+                    description: None,
+                    metadata: None,
+                },
+            };
+            ledger.execute(command).await.expect("not refused");
+        }
+        ledger.stop().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn indexes_that_are_further_than_the_heads_are_compared_all_the_same() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let url = format!("sqlite://{}/ledger.db", folder.path().display());
+        let database = Database::open(&url).await.expect("a new ledger");
+        let account = Account::new("ann", "points").expect("valid");
+        let partition = account.partition();
+        credit(&database, &account, 0..3).await;
+        let around = Arc::new(look_around(&database, &Options::default()).await.expect("readable"));
+        // The service goes on before the partition is looked at.
+        credit(&database, &account, 3..6).await;
+        assert_eq!(database.index_rows(partition).await.expect("readable").checkpoint, Some(6));
+        for (damage, expected) in [
+            ("select 1", None),
+            ("update account_positions set position = 5", Some(Kind::IndexMismatch)),
+            // With a checkpoint past the log there is nothing to compare the rows with.
+            ("update index_checkpoints set position = 99", Some(Kind::CheckpointMismatch)),
+        ] {
+            let mut connection = SqliteConnection::connect(&url).await.expect("the file is there");
+            sqlx::raw_sql(damage).execute(&mut connection).await.expect("done");
+            connection.close().await.expect("closed");
+            let part = verify(database.clone(), partition, around.clone(), Progress::new("verifying")).await;
+            let found = part.expect("readable").findings.kinds.into_keys();
+            assert_eq!(found.collect::<Vec<_>>(), Vec::from_iter(expected), "{damage}");
+        }
+        database.close().await;
+    }
 }

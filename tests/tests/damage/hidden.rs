@@ -162,3 +162,64 @@ pub(crate) async fn a_compensation_whose_row_is_gone_is_named_and_written_again(
         assert_eq!(late["code"], "operation_compensated");
     }
 }
+
+/// What would tell that an operation was reversed may be what is damaged: its row is left alone.
+pub(crate) async fn a_damaged_log_opens_no_operation_again(database: NewDatabase) {
+    let mut service = Service::start(&database.url, &[]);
+    service.credit("ann", 100, "seed").await;
+    let debit = |id: Uuid, number: u32| {
+        json!({ "user_id": "ann", "credit_type": "points", "amount": 5, "business_code": "order.pay",
+            "business_id": format!("{id}.{number}"), "operation_id": id })
+    };
+    // One that a batch reversed, and then one that an event reversed, which is the newest.
+    let (several, single) = (Uuid::from_u128(77), Uuid::from_u128(78));
+    for (id, debits) in [(several, 3), (single, 1)] {
+        for number in 0..debits {
+            service.post("/v1/debits", &debit(id, number)).await.expect(201);
+        }
+        let done = service.post(&format!("/v1/operations/{id}/compensate"), &json!({ "reason": "out" })).await;
+        assert_eq!(done.expect(200)["status"], "compensated");
+    }
+    wait_until_projected(&service).await;
+    service.terminate();
+    verify_consistent(&database.url);
+    let vandal = Vandal::arrive(&database.url).await;
+    let first_of = |id: Uuid| {
+        format!("operation_id = '{id}' and business_code = 'system.compensation' and coalesce(batch_index, 0) = 0")
+    };
+    let p = account("ann").partition();
+    let head_set_back = format!(
+        "update partition_heads set position = position - 1, hash = (select e.hash from events e \
+         where e.partition = partition_heads.partition and e.position = partition_heads.position - 1) \
+         where partition = {p}"
+    );
+    let log_put_back = ["events", "partition_heads"]
+        .map(|table| [format!("delete from {table}"), format!("insert into {table} select * from kept_{table}")])
+        .concat();
+    let rebuild = || replay_tool(&database.url, &["rebuild", "--compensations"]);
+    for damage in [
+        format!("update events set type = 'gifted' where {}", first_of(several)),
+        format!("update events set type = 'gifted' where {}", first_of(single)),
+        format!("update events set business_code = 'other' where {}", first_of(several)),
+        format!("update events set business_code = 'other' where {}", first_of(single)),
+        format!("delete from events where {}", first_of(several)),
+        format!("delete from events where {}", first_of(single)),
+        head_set_back,
+    ] {
+        vandal.run(&[&damage]).await;
+        let (code, refused) = rebuild();
+        assert_eq!((code, &refused["rebuilt"]), (1, &json!(false)), "{damage}: {refused:#}");
+        let why = refused["why"].as_str().unwrap_or_default();
+        assert!(why.contains(&format!("partition {p}")) && why.contains("run replay-tool verify"), "{damage}: {why}");
+        // With the log as it was, every row is there that it tells of.
+        vandal.run(&log_put_back).await;
+        verify_consistent(&database.url);
+    }
+    let (code, rebuilt) = rebuild();
+    assert_eq!((code, &rebuilt["rows_mended"]), (0, &json!(0)), "{rebuilt:#}");
+    let service = Service::start(&database.url, &[]);
+    for id in [several, single] {
+        let late = service.post("/v1/debits", &debit(id, 9)).await.expect(409);
+        assert_eq!(late["code"], "operation_compensated");
+    }
+}

@@ -21,7 +21,7 @@ use tests::{
 use case::{Case, Deed, named};
 use columns::what_is_edited_in_any_column_is_found;
 use hidden::{
-    a_compensation_whose_row_is_gone_is_named_and_written_again,
+    a_compensation_whose_row_is_gone_is_named_and_written_again, a_damaged_log_opens_no_operation_again,
     a_state_whose_seal_is_broken_is_not_believed_and_no_finding, a_table_and_its_key_that_disagree_are_named,
 };
 use ledger::{NEWEST, ledger, wait_until_projected};
@@ -38,6 +38,7 @@ on_both_databases!(
     a_table_and_its_key_that_disagree_are_named,
     a_state_whose_seal_is_broken_is_not_believed_and_no_finding,
     a_compensation_whose_row_is_gone_is_named_and_written_again,
+    a_damaged_log_opens_no_operation_again,
 );
 
 async fn verify_names_each_damage_that_is_done_by_hand(database: NewDatabase) {
