@@ -207,6 +207,15 @@ impl Entry<'_> {
         if self.available != after.available() {
             return Err(not("available", format!("is {}, not balance - frozen", self.available)));
         }
+        // Both databases store signed numbers.
+        if i16::try_from(self.schema_version).is_err() {
+            return Err(not("schema_version", format!("is {}, more than {}", self.schema_version, i16::MAX)));
+        }
+        for (field, number) in [("batch_size", self.batch_size), ("batch_index", self.batch_index)] {
+            if number.is_some_and(|number| i32::try_from(number).is_err()) {
+                return Err(not(field, format!("is more than {}", i32::MAX)));
+            }
+        }
         let batch = match (self.batch_id, self.batch_size, self.batch_index) {
             (None, None, None) => None,
             (Some(id), Some(size), Some(index)) => Some(BatchMark { id, size, index }),
@@ -303,7 +312,7 @@ mod tests {
             locked: bool,
             micros in 0..253_402_300_800_000_000_i64,
             expiry in proptest::option::of(0..253_402_300_800_000_000_i64),
-            batch in proptest::option::of((any::<u128>(), any::<u32>(), any::<u32>())),
+            batch in proptest::option::of((any::<u128>(), 0..=1_u32 << 30, 0..=1_u32 << 30)),
         ) -> (Position, Position, Epoch, AccountState, i64, Option<i64>, Option<BatchMark>) {
             let frozen = balance / 100 * part;
             let mark = batch.map(|(id, size, index)| BatchMark { id: Uuid::from_u128(id), size, index });
@@ -426,6 +435,8 @@ mod tests {
             ("position", serde_json::json!(POSITION_MAX + 1)),
             ("recorded_at", serde_json::json!("2026-11-20T12:00:00Z")),
             ("hash", serde_json::json!("00")),
+            ("schema_version", serde_json::json!(40_000)),
+            ("batch_size", serde_json::json!(3_000_000_000_u32)),
             ("description", serde_json::json!("a\0b")),
             ("related_id", serde_json::json!("67e55044-10b1-426f-9247-bb680e5fe0c8")),
         ] {

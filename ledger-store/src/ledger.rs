@@ -231,11 +231,11 @@ impl Ledger {
     /// When the database is away, or damaged there.
     pub async fn transaction(&self, id: TransactionId) -> Result<Option<Event>, Unavailable> {
         let (partition, _, position) = id.locate();
+        // Before the look, or what is committed meanwhile would be missed.
+        let committed = self.committed()[partition.index()];
         match self.database.event_at(partition, position).await.map_err(|error| failed(&error))? {
             Some(event) => Ok(Some(event).filter(|event| event.transaction_id == id)),
-            None if position > Position::ZERO && position <= self.committed()[partition.index()] => {
-                Err(failed(&missing((partition, position))))
-            }
+            None if position > Position::ZERO && position <= committed => Err(failed(&missing((partition, position)))),
             None => Ok(None),
         }
     }

@@ -271,7 +271,8 @@ impl Writer {
     /// Says so where the indexes cannot be written and no more fits into memory, and answers those that have waited for long.
     fn give_up_without_room(&mut self) {
         let Some((since, why)) = &self.flush_fails else { return };
-        if !self.tail_is_full() {
+        // One that is under way may be the one that succeeds.
+        if self.flush.is_some() || !self.tail_is_full() {
             return;
         }
         self.published.set_trouble(Some(format!("the indexes cannot be written: {why}")));
@@ -472,6 +473,7 @@ impl Writer {
     /// Forgets the tail for one that was read anew; a flush of the old one may go on, it writes only what is true.
     pub(crate) fn replace_tail(&mut self, tail: Tail) {
         self.flush = None;
+        self.flush_fails = None;
         self.tail = tail;
         // What was in the index and not in the old tail is not in the filter either.
         self.filling.abort();

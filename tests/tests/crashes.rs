@@ -215,7 +215,7 @@ async fn connections_that_die_silently_do_not_hold_the_writer() {
     let (port, name) = port.split_once('/').expect("a name");
     let proxy = Proxy::start(port.parse().expect("a number")).await;
     let through = format!("postgres://postgres@127.0.0.1:{}/{name}", proxy.port);
-    let service = Service::start(&through, &["--proof-round", "0"]);
+    let mut service = Service::start(&through, &["--proof-round", "0"]);
     for user in 0..20 {
         service.post("/v1/credits", &credit(&format!("user-{user}"), "1")).await.expect(201);
     }
@@ -227,6 +227,9 @@ async fn connections_that_die_silently_do_not_hold_the_writer() {
         service.post("/v1/credits", &credit(&format!("user-{user}"), "1")).await.status == 201
     })
     .await;
+    let began = Instant::now();
+    service.terminate();
+    assert!(began.elapsed() < Duration::from_secs(60), "it took {:?} to stop", began.elapsed());
     verify_consistent(&url);
 }
 

@@ -25,6 +25,8 @@ use crate::{
 /// How long a commit may take before it counts as failed and its end as unknown: a server that does not answer at all must
 /// not hold the writer for ever.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(15);
+/// The same for letting go of the heads, which waits for nobody.
+const ROLLBACK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Before any head: see `append_events`.
 const LOCK: &str = "select pg_advisory_xact_lock(x'6c656467657207'::bigint)";
@@ -199,12 +201,12 @@ impl LockedHeads {
         Ok(done)
     }
 
-    /// Lets go without having written.
+    /// Lets go without having written. A connection that does not answer is dropped, and PostgreSQL rolls back.
     pub(crate) async fn release(mut self) {
-        if sqlx::query("rollback").execute(&mut self.connection).await.is_ok() {
+        let rolled_back =
+            tokio::time::timeout(ROLLBACK_TIMEOUT, sqlx::query("rollback").execute(&mut self.connection)).await;
+        if matches!(rolled_back, Ok(Ok(_))) {
             *self.slot = Some(self.connection);
-        } else {
-            let _ = self.connection.close_hard().await;
         }
     }
 }

@@ -42,6 +42,8 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
 const UNTESTED_FOR: Duration = Duration::from_secs(1);
 /// How long a test of another one is waited for before the next one is tried.
 const TEST_TIMEOUT: Duration = Duration::from_millis(500);
+/// The same for one that is given back; the rest of an answer that nobody waited for may still be on its way.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What every session is set to. A session whose client is gone must not hold locks for long, and a statement must not
 /// wait for ever for a lock that such a session holds. The planner guesses thousands of rows where look-ups find a few, and
@@ -79,21 +81,7 @@ impl Postgres {
         schema::check(version(&mut connection).await, &MIGRATIONS, &place)?;
         refuse_to_lose(&mut connection, &place).await?;
         connection.close().await?;
-        let pool = PgPoolOptions::new()
-            .max_connections(POOL_MAX)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            // A look-up is a round trip, and to test the connection first is another one.
-            .test_before_acquire(false)
-            .before_acquire(|connection, state| {
-                Box::pin(async move {
-                    if state.idle_for > UNTESTED_FOR {
-                        let tested = timeout(TEST_TIMEOUT, connection.ping()).await;
-                        tested.unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())))?;
-                    }
-                    Ok(true)
-                })
-            })
-            .connect_lazy_with(options.clone());
+        let pool = pool(POOL_MAX).connect_lazy_with(options.clone());
         let bulk = scan::pool(&options);
         Ok(Self { options: Arc::new(options), pool, bulk, writer: Arc::new(Mutex::new(None)) })
     }
@@ -121,6 +109,36 @@ impl Postgres {
         self.bulk.close().await;
         self.pool.close().await;
     }
+}
+
+/// Connections that are tested only after they have been idle, and that are given up when they do not answer.
+fn pool(connections_max: u32) -> PgPoolOptions {
+    PgPoolOptions::new()
+        .max_connections(connections_max)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        // A look-up is a round trip, and to test the connection first is another one.
+        .test_before_acquire(false)
+        .before_acquire(|connection, state| {
+            Box::pin(async move {
+                if state.idle_for > UNTESTED_FOR {
+                    answers(connection, TEST_TIMEOUT).await?;
+                }
+                Ok(true)
+            })
+        })
+        // The pool's own test at the end has no limit, and would keep the place of a connection that died silently.
+        .after_release(|connection, _| {
+            Box::pin(async move {
+                answers(connection, DRAIN_TIMEOUT).await?;
+                Ok(true)
+            })
+        })
+}
+
+/// Whether there still is somebody at the other end.
+async fn answers(connection: &mut PgConnection, within: Duration) -> Result<(), sqlx::Error> {
+    let answered = timeout(within, connection.ping()).await;
+    answered.unwrap_or_else(|_| Err(sqlx::Error::Io(std::io::ErrorKind::TimedOut.into())))
 }
 
 /// How sessions are begun.

@@ -5,10 +5,10 @@ use futures::TryStreamExt;
 use ledger_core::{Event, Partition, Position};
 use sqlx::{
     PgPool,
-    postgres::{PgConnectOptions, PgPoolCopyExt, PgPoolOptions},
+    postgres::{PgConnectOptions, PgPoolCopyExt},
 };
 
-use super::{ACQUIRE_TIMEOUT, Postgres};
+use super::Postgres;
 use crate::{
     DamagedRow, StoreError,
     copied::{self, Row},
@@ -33,10 +33,7 @@ const _: () = assert!(READERS_MAX + 2 <= CONNECTIONS_MAX as usize);
 
 /// Connections that read in bulk.
 pub(super) fn pool(options: &PgConnectOptions) -> PgPool {
-    PgPoolOptions::new()
-        .max_connections(CONNECTIONS_MAX)
-        .acquire_timeout(ACQUIRE_TIMEOUT)
-        .connect_lazy_with(options.clone().options(BY_PRIMARY_KEY))
+    super::pool(CONNECTIONS_MAX).connect_lazy_with(options.clone().options(BY_PRIMARY_KEY))
 }
 
 /// Reads page after page.
