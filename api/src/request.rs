@@ -1,6 +1,11 @@
 //! What every request brings: its id, its path, its query, its body.
 
-use std::{borrow::Cow, sync::Arc};
+use std::{
+    borrow::Cow,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
 
 use axum::{
     body::Body,
@@ -8,9 +13,10 @@ use axum::{
     http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
-use futures::FutureExt;
+use futures::{FutureExt, future::BoxFuture};
 use ledger_core::Account;
 use percent_encoding::percent_decode_str;
+use tokio::runtime::Handle;
 use tower::ServiceExt;
 use tracing::Instrument;
 use uuid::Uuid;
@@ -115,18 +121,27 @@ async fn answer(service: &Service, routes: &Routes, mut request: Request) -> Res
         Ok(caller) => drop(request.extensions_mut().insert(caller)),
         Err(problem) => return problem.into_response(),
     }
-    let about = About::of(service, &request);
+    // What leads nowhere asks for nothing.
+    let about = needs.and_then(|_| About::of(service, &request));
     let asks_database = needs.is_some_and(|needs| needs != Needs::Nothing) && request.uri().path() != "/metrics";
     if asks_database && let Err(wait) = service.breaker.admit() {
         return Problem::store_resting(wait).into_response();
     }
-    let response = match routes.router().oneshot(request).await {
+    let run = routes.router().oneshot(request).map(|outcome| match outcome {
         Ok(response) => response,
         Err(never) => match never {},
+    });
+    let response = match about {
+        None => run.await,
+        Some(about) => {
+            let service = service.clone();
+            let run = run.map(move |response| {
+                about.record(&service, &response);
+                response
+            });
+            ToTheEnd(Some(run.boxed())).await
+        }
     };
-    if let Some(about) = about {
-        about.record(service, &response);
-    }
     if asks_database {
         match response.extensions().get::<Problem>() {
             Some(problem) if problem.is_store_away() => service.breaker.failed(),
@@ -134,6 +149,34 @@ async fn answer(service: &Service, routes: &Routes, mut request: Request) -> Res
         }
     }
     response
+}
+
+/// A request that is brought to its end, also when its caller hangs up or its deadline passes: what it asked for may be done by
+/// then, and is to be written down.
+struct ToTheEnd(Option<BoxFuture<'static, Response>>);
+
+impl Future for ToTheEnd {
+    type Output = Response;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Response> {
+        // One that panics is gone then, and not run again.
+        let Some(mut run) = self.0.take() else { return Poll::Pending };
+        let polled = run.poll_unpin(context);
+        if polled.is_pending() {
+            self.0 = Some(run);
+        }
+        polled
+    }
+}
+
+impl Drop for ToTheEnd {
+    fn drop(&mut self) {
+        if let Some(run) = self.0.take()
+            && let Ok(runtime) = Handle::try_current()
+        {
+            runtime.spawn(run);
+        }
+    }
 }
 
 /// Where a command comes from.

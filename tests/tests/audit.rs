@@ -4,7 +4,9 @@ use std::{process::Command, time::Duration};
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use sqlx::Connection;
 use tests::{Service, on_both_databases, service::program, store::NewDatabase};
+use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 on_both_databases!(
     each_change_is_written_down_with_the_state_before_and_after,
@@ -12,6 +14,7 @@ on_both_databases!(
     what_waits_is_written_when_the_service_stops,
     a_search_is_read_page_by_page_and_bad_parameters_are_named,
     a_level_says_what_is_written_down,
+    what_a_caller_who_hung_up_asked_for_is_written_down,
 );
 
 async fn search(service: &Service, query: &str) -> Vec<Value> {
@@ -119,6 +122,10 @@ async fn what_administrators_do_is_written_down_and_found_by_what_they_are(datab
     send(&admin, Method::POST, "/v1/accounts/ann/points/lock", Some(reason.clone())).await.expect(201);
     send(&reader, Method::POST, "/v1/accounts/ann/points/unlock", Some(reason)).await.expect(403);
     send(&reader, Method::GET, "/v1/audit", None).await.expect(403);
+    // Nobody gets into it by a path that leads nowhere.
+    for path in ["/v1/accounts/a/b/c/unlock", "/v1/operationsX", "/v1/inconsistencies/x"] {
+        service.send_as(None, Method::POST, path, Some("{}".to_owned())).await.expect(404);
+    }
     let prefix = reader.split('_').nth(1).expect("lk_PREFIX_SECRET");
     keys(&["revoke", prefix]);
     let path = "/v1/audit?limit=500";
@@ -143,6 +150,41 @@ async fn what_administrators_do_is_written_down_and_found_by_what_they_are(datab
     assert!(!json!(all).to_string().contains(secret), "no secret is written down");
     let by_actor = send(&admin, Method::GET, "/v1/audit?actor=the%20admin", None).await.expect(200);
     assert_eq!(by_actor["items"].as_array().expect("items").len(), 2);
+}
+
+async fn what_a_caller_who_hung_up_asked_for_is_written_down(database: NewDatabase) {
+    let service = Service::start(&database.url, &[]);
+    let body = command("ann", 5, "1").to_string();
+    let request = format!(
+        "POST /v1/credits HTTP/1.1\r\nHost: ledger\r\nX-Request-Id: hung-up\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let address = service.url.strip_prefix("http://").expect("its address");
+    // Nothing is committed for a while.
+    let is_sqlite = database.url.starts_with("sqlite");
+    let hold = if is_sqlite { "begin immediate" } else { "begin; lock table partition_heads in access exclusive mode" };
+    let hang_up = async {
+        let mut caller = TcpStream::connect(address).await.expect("it listens");
+        caller.write_all(request.as_bytes()).await.expect("sent");
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        drop(caller);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    };
+    if is_sqlite {
+        let mut holder = sqlx::SqliteConnection::connect(&database.url).await.expect("the file opens");
+        sqlx::raw_sql(hold).execute(&mut holder).await.expect("held");
+        hang_up.await;
+        sqlx::raw_sql("rollback").execute(&mut holder).await.expect("let go");
+    } else {
+        let mut holder = sqlx::PgConnection::connect(&database.url).await.expect("the database opens");
+        sqlx::raw_sql(hold).execute(&mut holder).await.expect("held");
+        hang_up.await;
+        sqlx::raw_sql("rollback").execute(&mut holder).await.expect("let go");
+    }
+    let written = rows(&service, "&action=credit", 1).await;
+    assert_eq!((&written[0]["request_id"], &written[0]["outcome"]), (&json!("hung-up"), &json!("recorded")));
+    assert_eq!(service.holdings("ann").await, (5, 0, 5));
 }
 
 async fn what_waits_is_written_when_the_service_stops(database: NewDatabase) {

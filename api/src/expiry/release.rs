@@ -275,8 +275,10 @@ impl Releaser {
                 self.waiting.done((event.partition, event.position));
                 !recorded.replayed
             }
-            // It was captured or released meanwhile: nothing is left to do.
-            Err(CommandError::Rejected(Rejection::InsufficientFrozen { .. })) => {
+            // It was captured or released meanwhile, or its operation was reversed: nothing is left to do.
+            Err(CommandError::Rejected(
+                Rejection::InsufficientFrozen { .. } | Rejection::OperationCompensated { .. },
+            )) => {
                 self.waiting.done((event.partition, event.position));
                 false
             }
