@@ -9,12 +9,12 @@ use axum::{
 use http_body_util::BodyExt;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
-    time::timeout,
+    time::{Instant, timeout_at},
 };
 
 use crate::problem::Problem;
 
-/// How long a caller may take to send its body.
+/// How long a caller may take to send its body, one that is refused too.
 const ARRIVAL: Duration = Duration::from_secs(20);
 /// How much of a body that is refused is still read and thrown away: a client that is cut off while it still writes sees
 /// a broken connection instead of the answer.
@@ -53,7 +53,12 @@ impl Deref for Content {
 }
 
 /// Reads a JSON body of at most `bytes_max`.
-pub(crate) async fn read(
+pub(crate) async fn read(room: &Room, headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<Content, Problem> {
+    read_until(Instant::now() + ARRIVAL, room, headers, body, bytes_max).await
+}
+
+async fn read_until(
+    deadline: Instant,
     room: &Room,
     headers: &HeaderMap,
     mut body: Body,
@@ -65,14 +70,16 @@ pub(crate) async fn read(
     } else if announced.is_some_and(|bytes| bytes > bytes_max) {
         Err(Problem::body_too_large(bytes_max))
     } else {
-        timeout(ARRIVAL, receive(room, &mut body, bytes_max))
-            .await
-            .unwrap_or_else(|_| Err(Problem::invalid("body", "did not arrive in time")))
+        match timeout_at(deadline, receive(room, &mut body, bytes_max)).await {
+            Ok(outcome) => outcome,
+            // Nothing more is waited for: the request's own deadline would come before the answer.
+            Err(_) => return Err(Problem::invalid("body", "did not arrive in time")),
+        }
     };
     // Who waits for a go-ahead has sent nothing yet, and reading would give it.
     if outcome.is_err() && !headers.contains_key(header::EXPECT) {
         // Whoever is slower than that does not get to hear why.
-        let _ = timeout(ARRIVAL, throw_away(body)).await;
+        let _ = timeout_at(deadline, throw_away(body)).await;
     }
     outcome
 }
@@ -162,6 +169,20 @@ mod tests {
             assert_eq!(problem.code(), "unsupported_media_type", "{content_type}");
         }
         assert!(read(&room, &headers("Application/JSON"), Body::from("{}"), 10).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_body_that_stops_arriving_is_waited_for_only_once() {
+        let room = Room::new(100);
+        let stalled = || Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>());
+        for (headers, code) in
+            [(headers("application/json"), "invalid_request"), (headers("text/plain"), "unsupported_media_type")]
+        {
+            let deadline = Instant::now() + Duration::from_millis(50);
+            let answer = read_until(deadline, &room, &headers, stalled(), 10);
+            let answer = timeout_at(deadline + ARRIVAL / 2, answer).await.expect("no second wait");
+            assert_eq!(answer.expect_err("nothing arrived").code(), code);
+        }
     }
 
     #[tokio::test]

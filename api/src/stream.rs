@@ -19,7 +19,7 @@ use crate::{cursor::StreamCursor, problem::Problem, request::Query, service::Ser
 
 /// Streams that are served at once: each looks at the log every second.
 pub(crate) const STREAMS_MAX: usize = 256;
-/// Events that a stream reads from a partition at once.
+/// Events that a stream holds at most: there are many streams, and not every client reads.
 const STREAM_PAGE: usize = 200;
 /// How long a stream waits before it looks for what other processes wrote.
 const STREAM_POLL: Duration = Duration::from_secs(1);
@@ -56,7 +56,8 @@ pub(crate) async fn stream(
     };
     let commits = service.ledger.commits();
     let cursor = StreamCursor { epoch, positions };
-    let state = Streamed { service, commits, cursor, pending: VecDeque::new(), is_new: true, _permit: permit };
+    let pending = VecDeque::new();
+    let state = Streamed { service, commits, cursor, pending, first: 0, is_new: true, _permit: permit };
     let messages = stream::unfold(state, |mut state| async move {
         let message = state.next().await?;
         Some((Ok::<_, Infallible>(message), state))
@@ -93,6 +94,8 @@ struct Streamed {
     commits: watch::Receiver<u64>,
     cursor: StreamCursor,
     pending: VecDeque<Event>,
+    /// The partition that is read first, by its index.
+    first: usize,
     is_new: bool,
     _permit: OwnedSemaphorePermit,
 }
@@ -133,14 +136,41 @@ impl Streamed {
         }
     }
 
+    /// Reads on once everything that was read is handed out; false when no partition has more.
     async fn read(&mut self) -> Result<bool, StoreError> {
         let heads = self.service.database.heads().await?;
-        for partition in Partition::all() {
+        for partition in all_from(self.first) {
             let after = self.cursor.positions[partition.index()];
             if heads[partition.index()].position > after {
-                self.pending.extend(self.service.database.events_after(partition, after, STREAM_PAGE).await?);
+                let room = STREAM_PAGE - self.pending.len();
+                self.pending.extend(self.service.database.events_after(partition, after, room).await?);
+            }
+            if self.pending.len() >= STREAM_PAGE {
+                // The others have their turn before this one goes on.
+                self.first = partition.index() + 1;
+                break;
             }
         }
         Ok(!self.pending.is_empty())
+    }
+}
+
+/// Every partition once, from one on.
+fn all_from(first: usize) -> impl Iterator<Item = Partition> {
+    Partition::all().cycle().skip(first).take(PARTITIONS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_partition_has_its_turn_wherever_a_round_begins() {
+        for first in 0..=PARTITIONS {
+            let mut round: Vec<_> = all_from(first).map(Partition::index).collect();
+            assert_eq!(round[0], first % PARTITIONS);
+            round.sort_unstable();
+            assert!(round.into_iter().eq(0..PARTITIONS), "from {first}");
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! Operations: the commands that a caller groups under one id, and what it takes to reverse all of them.
 
+use std::collections::HashSet;
+
 use uuid::Uuid;
 
 use crate::{
@@ -70,7 +72,9 @@ pub struct Irreversible {
 ///
 /// Every transaction that nothing reverses.
 pub fn reversals(events: &[Event]) -> Result<Vec<Reversal>, Vec<Irreversible>> {
-    let own = |id: Option<TransactionId>| id.is_some_and(|id| events.iter().any(|event| event.transaction_id == id));
+    // An operation may have very many events.
+    let ids: HashSet<_> = events.iter().map(|event| event.transaction_id).collect();
+    let own = |id: Option<TransactionId>| id.is_some_and(|id| ids.contains(&id));
     let mut found: [Vec<Reversal>; 3] = Default::default();
     let mut irreversible = Vec::new();
     for event in events.iter().filter(|event| &**event.key.code() != COMPENSATION_CODE) {
@@ -102,4 +106,75 @@ pub fn reversals(events: &[Event]) -> Result<Vec<Reversal>, Vec<Irreversible>> {
         }
     }
     if irreversible.is_empty() { Ok(found.into_iter().flatten().collect()) } else { Err(irreversible) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        account::AccountState,
+        amount::Amount,
+        command::{Command, Provenance},
+        decide::Effect,
+        log::{Head, Position, Slot},
+        timestamp::Timestamp,
+    };
+
+    /// What happened at a position of the operation's only account.
+    fn event(position: u64, event_type: EventType, related_id: Option<TransactionId>) -> Event {
+        let account = Account::new("ann", "points").expect("valid");
+        let amount = Amount::new(1).expect("valid");
+        let command = Command {
+            // The effect says what happened.
+            action: Action::Credit { account: account.clone(), amount },
+            key: BusinessKey::new("order", &position.to_string()).expect("valid"),
+            expected_version: None,
+            provenance: Provenance {
+                operation_id: Some(Uuid::from_u128(1)),
+                request_id: "request".into(),
+                actor: "test".into(),
+                description: None,
+                metadata: None,
+            },
+        };
+        let effect = Effect {
+            event_type,
+            amount: Some(amount),
+            released: 0,
+            related_id,
+            remaining: None,
+            after: AccountState::default(),
+            expires_at: None,
+        };
+        let head = Head { position: Position(position - 1), ..Head::EMPTY };
+        let slot = Slot { partition: account.partition(), head, previous_position: Position::ZERO };
+        let now = Timestamp::from_micros(1_700_000_000_000_000).expect("in range");
+        Event::seal(&account, &command, &effect, &slot, None, now)
+    }
+
+    #[test]
+    fn of_many_freezes_only_the_operations_own_are_released() {
+        const FREEZES: u64 = 5_000;
+        let mut events: Vec<_> = (1..=FREEZES).map(|position| event(position, EventType::Frozen, None)).collect();
+        let freezes: Vec<_> = events.iter().map(|event| event.transaction_id).collect();
+        for (position, freeze) in (FREEZES + 1..).zip(&freezes) {
+            events.push(event(position, EventType::Unfrozen, Some(*freeze)));
+        }
+        let found = reversals(&events).expect("nothing is in the way");
+        let reversed: Vec<_> = found.iter().map(|reversal| reversal.reversed).collect();
+        assert_eq!(reversed, freezes);
+        for reversal in &found {
+            assert!(
+                matches!(reversal.action, Action::Unfreeze { freeze, .. } if freeze == reversal.reversed),
+                "{reversal:?}"
+            );
+        }
+
+        let elsewhere = event(3 * FREEZES, EventType::Frozen, None).transaction_id;
+        let release = event(2 * FREEZES + 1, EventType::Unfrozen, Some(elsewhere));
+        let transaction_id = release.transaction_id;
+        events.push(release);
+        let irreversible = reversals(&events).expect_err("the release of another operation's freeze is settled");
+        assert_eq!(irreversible, [Irreversible { transaction_id, event_type: EventType::Unfrozen }]);
+    }
 }

@@ -5,12 +5,14 @@ use std::{fmt::Write as _, process::Command};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tests::{Service, on_both_databases, service::program, store::NewDatabase};
+use uuid::Uuid;
 
 on_both_databases!(
     each_route_asks_for_its_own_scope,
     without_keys_everything_is_open_and_with_the_first_one_nothing,
     a_key_is_revoked_while_the_service_runs,
     a_batch_is_judged_command_by_command,
+    a_key_that_may_not_read_is_shown_no_transactions,
     the_label_of_a_key_is_the_actor_of_its_events,
     no_secret_is_repeated,
 );
@@ -178,6 +180,48 @@ async fn a_batch_is_judged_command_by_command(database: NewDatabase) {
     assert_eq!(each["results"][0]["type"], "credited");
     assert_eq!(each["results"][0]["replayed"], false, "the atomic batch did nothing");
     assert_eq!(each["results"][1]["code"], "scope_missing");
+}
+
+async fn a_key_that_may_not_read_is_shown_no_transactions(database: NewDatabase) {
+    let owner = create(&database, "owner", "credit,debit,refund,read");
+    let (refunder, stranger) = (create(&database, "refunder", "refund"), create(&database, "stranger", "credit"));
+    let service = Service::start(&database.url, &[]);
+    let post = async |key: &str, path: &str, body: &Value| {
+        let bearer = format!("Bearer {key}");
+        service.send_as(Some(&bearer), Method::POST, path, Some(body.to_string())).await
+    };
+    let id = Uuid::new_v4();
+    let body = |amount: u64, business_id: &str, operation: Uuid| {
+        json!({ "user_id": "ann", "credit_type": "points", "amount": amount, "business_code": "order",
+            "business_id": business_id, "operation_id": operation })
+    };
+    post(&owner, "/v1/credits", &body(10, "1", Uuid::new_v4())).await.expect(201);
+    post(&owner, "/v1/debits", &body(4, "2", id)).await.expect(201);
+    post(&owner, "/v1/debits", &body(1_000, "3", id)).await.expect(422);
+    let shown = |answer: &Value| {
+        let count = |field: &str| answer[field].as_array().expect("a list").len();
+        (count("transactions"), answer["transactions_total"].clone(), count("refusals"))
+    };
+
+    let flow = json!({ "operation_id": id, "name": "order", "steps": ["pay"] });
+    let opened = post(&stranger, "/v1/operations", &flow).await.expect(201);
+    assert_eq!((shown(&opened), &opened["status"]), ((0, json!(1), 0), &json!("in_progress")));
+    let step = format!("/v1/operations/{id}/steps/pay");
+    let told = post(&stranger, &step, &json!({ "status": "started" })).await.expect(201);
+    assert_eq!(shown(&told), (0, json!(1), 0));
+    let opened = post(&owner, "/v1/operations", &flow).await.expect(200);
+    assert_eq!(shown(&opened), (1, json!(1), 1));
+
+    // Whether or not it was compensated before.
+    let compensate = format!("/v1/operations/{id}/compensate");
+    for key in [&owner, &refunder] {
+        let refused = post(&stranger, &compensate, &json!({})).await.expect(403);
+        assert_eq!((&refused["code"], &refused["scope"]), (&json!("scope_missing"), &json!("refund")));
+        let compensated = post(key, &compensate, &json!({})).await.expect(200);
+        assert_eq!(compensated["status"], "compensated");
+        let expected = if *key == owner { (2, json!(2), 1) } else { (0, json!(2), 0) };
+        assert_eq!(shown(&compensated), expected);
+    }
 }
 
 async fn the_label_of_a_key_is_the_actor_of_its_events(database: NewDatabase) {

@@ -7,7 +7,11 @@ use axum::{
     response::Response,
 };
 use chrono::Utc;
-use ledger_core::{Action, Rejection, Timestamp, operation, text};
+use ledger_core::{
+    Action, Rejection, Timestamp,
+    operation::{self, Reversal},
+    text,
+};
 use ledger_store::{
     Unavailable,
     operations::{Asked, Compensated, Operation, REVERSALS_MAX},
@@ -47,7 +51,7 @@ pub(crate) async fn compensate(
         match attempt(&service, &origin.caller, &operation, &asked).await? {
             Compensated::Now(_) | Compensated::Before => {
                 let operation = known(&service, id).await?;
-                return Ok(json(StatusCode::OK, document(&operation)));
+                return Ok(json(StatusCode::OK, document(&operation, &origin.caller)));
             }
             Compensated::ReadAgain => {}
             Compensated::Refused(_) => return Err(Problem::internal()),
@@ -77,10 +81,13 @@ async fn attempt(
     operation: &Operation,
     asked: &Asked,
 ) -> Result<Compensated, Problem> {
+    let reversals = operation::reversals(&operation.events);
     if operation.compensation.is_some() {
+        // Nothing was recorded under it since: these are what it was reversed by.
+        may_reverse(caller, reversals.as_deref().unwrap_or_default())?;
         return Ok(Compensated::Before);
     }
-    let reversals = operation::reversals(&operation.events).map_err(|irreversible| {
+    let reversals = reversals.map_err(|irreversible| {
         Problem::compensation_refused(irreversible.iter().map(|irreversible| {
             json!({
                 "transaction_id": irreversible.transaction_id,
@@ -96,13 +103,7 @@ async fn attempt(
             "transactions": reversals.len(),
         })]));
     }
-    for reversal in &reversals {
-        caller.require(match reversal.action {
-            Action::Unfreeze { .. } => Scope::Freeze,
-            Action::Refund { .. } => Scope::Refund,
-            _ => Scope::Debit,
-        })?;
-    }
+    may_reverse(caller, &reversals)?;
     match service.ledger.compensate(operation, &reversals, asked).await? {
         Compensated::Refused(refused) => {
             Err(Problem::compensation_refused(refused.iter().map(|(index, rejection)| {
@@ -116,6 +117,18 @@ async fn attempt(
         }
         compensated => Ok(compensated),
     }
+}
+
+/// Refuses a caller without the scope of one of the reversals. Where nothing is reversed any command's scope will do, as for
+/// the opening of a flow.
+fn may_reverse(caller: &Caller, reversals: &[Reversal]) -> Result<(), Problem> {
+    reversals.iter().try_for_each(|reversal| {
+        caller.require(match reversal.action {
+            Action::Unfreeze { .. } => Scope::Freeze,
+            Action::Refund { .. } => Scope::Refund,
+            _ => Scope::Debit,
+        })
+    })
 }
 
 /// What is in the way of one reversal, with its figures.

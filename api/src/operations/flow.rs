@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use super::{Status, document, id, known, verbatim};
 use crate::{
+    access::Caller,
     body::{self, missing},
     commands, content,
     problem::Problem,
@@ -125,7 +126,7 @@ pub(crate) async fn open(
     if !first.is_some_and(|first| first.name == record.name && first.data == record.data) {
         return Err(Problem::operation_conflict(id));
     }
-    Ok(answer(is_new, &operation))
+    Ok(answer(is_new, &operation, &origin.caller))
 }
 
 /// `POST /v1/operations/{operation_id}/steps/{name}`: says what became of a step.
@@ -155,7 +156,7 @@ pub(crate) async fn step(
         };
         let same_data = data.as_deref() == step.data.as_deref().map(RawValue::get);
         if step.status == status && same_data {
-            return Ok(answer(false, &operation));
+            return Ok(answer(false, &operation, &origin.caller));
         }
         if operation.compensation.is_some() {
             return Err(Problem::operation_compensated(id));
@@ -169,7 +170,7 @@ pub(crate) async fn step(
         }
         let record = record(id, number, name, &status, data.clone(), &origin)?;
         if service.database.record_step(record).await? {
-            return Ok(answer(true, &known(&service, id).await?));
+            return Ok(answer(true, &known(&service, id).await?, &origin.caller));
         }
         // Somebody else's row has that number: judge again with it.
     }
@@ -202,13 +203,13 @@ fn identifier(field: &'static str, text: &str) -> Result<String, InvalidField> {
     text::identifier(field, text, NAME_CHARS_MAX).map(|text| text.to_string())
 }
 
-fn answer(is_new: bool, operation: &Operation) -> Response {
+fn answer(is_new: bool, operation: &Operation, caller: &Caller) -> Response {
     if !is_new {
-        let mut response = json(StatusCode::OK, document(operation));
+        let mut response = json(StatusCode::OK, document(operation, caller));
         response.headers_mut().insert("idempotency-replayed", HeaderValue::from_static("true"));
         return response;
     }
-    let mut response = json(StatusCode::CREATED, document(operation));
+    let mut response = json(StatusCode::CREATED, document(operation, caller));
     let location = format!("/v1/operations/{}", operation.id);
     response.headers_mut().insert(header::LOCATION, HeaderValue::from_str(&location).expect("an id is plain text"));
     response

@@ -6,6 +6,8 @@ mod flow;
 pub(crate) use compensate::compensate;
 pub(crate) use flow::{open, step};
 
+use std::collections::HashSet;
+
 use axum::{extract::State, http::StatusCode, response::Response};
 use chrono::Utc;
 use ledger_core::{Timestamp, json::Transaction};
@@ -18,6 +20,7 @@ use serde_json::{Value, value::RawValue};
 use uuid::Uuid;
 
 use crate::{
+    access::{Caller, Scope},
     body,
     problem::Problem,
     request::{self, Path, Query},
@@ -28,10 +31,15 @@ use crate::{
 const TRANSACTIONS_MAX: usize = 1_000;
 
 /// `GET /v1/operations/{operation_id}`.
-pub(crate) async fn read(State(service): State<Service>, path: Path, query: Query) -> Result<Response, Problem> {
+pub(crate) async fn read(
+    State(service): State<Service>,
+    caller: Caller,
+    path: Path,
+    query: Query,
+) -> Result<Response, Problem> {
     query.only(&[])?;
     let operation = known(&service, id(&path)?).await?;
-    Ok(request::json(StatusCode::OK, document(&operation)))
+    Ok(request::json(StatusCode::OK, document(&operation, &caller)))
 }
 
 /// The operation that the path names.
@@ -68,14 +76,21 @@ fn status(operation: &Operation, flow: Option<&flow::Flow<'_>>) -> Status {
     if let Some(flow) = flow {
         return flow.status();
     }
-    let succeeded = |refusal: &Refusal| {
-        operation.events.iter().any(|event| {
-            *refusal.business_code == **event.key.code()
-                && *refusal.business_id == **event.key.id()
-                && refusal.account_id.is_none_or(|account| account == event.account.id().uuid())
-        })
-    };
-    if operation.refusals.iter().all(succeeded) { Status::Completed } else { Status::Failed }
+    let keys = operation.refusals.iter();
+    let keys = keys.map(|refusal| (&*refusal.business_code, &*refusal.business_id, refusal.account_id));
+    let mut refused: HashSet<_> = keys.collect();
+    // There may be very many events: each is looked at once.
+    for event in &operation.events {
+        if refused.is_empty() {
+            break;
+        }
+        let (code, id) = (&**event.key.code(), &**event.key.id());
+        // A refusal without an account goes by its key alone.
+        for account in [None, Some(event.account.id().uuid())] {
+            refused.remove(&(code, id, account));
+        }
+    }
+    if refused.is_empty() { Status::Completed } else { Status::Failed }
 }
 
 #[derive(Serialize)]
@@ -155,8 +170,8 @@ impl<'a> From<&'a Compensation> for CompensationDocument<'a> {
     }
 }
 
-/// The operation as JSON.
-fn document(operation: &Operation) -> String {
+/// The operation as JSON. Who may not read is told how far it is, but not its transactions and refusals.
+fn document(operation: &Operation, caller: &Caller) -> String {
     let flow = flow::Flow::of(operation);
     let status = status(operation, flow.as_ref());
     let events = operation.events.iter().map(|event| event.recorded_at);
@@ -166,6 +181,9 @@ fn document(operation: &Operation) -> String {
     let times: Vec<_> = events.chain(refusals).chain(records).chain(compensated).collect();
     let started_at = times.iter().min().copied();
     let elapsed = || started_at.map(|since| seconds_between(since.micros(), Utc::now().timestamp_micros()));
+    let may_read = caller.require(Scope::Read).is_ok();
+    let (transactions, refusals) =
+        if may_read { (&*operation.events, &*operation.refusals) } else { Default::default() };
     let document = Document {
         operation_id: operation.id,
         status,
@@ -174,9 +192,9 @@ fn document(operation: &Operation) -> String {
         updated_at: times.iter().max().copied(),
         name: flow.as_ref().map(|flow| flow.name),
         steps: flow.map(|flow| flow.steps).unwrap_or_default(),
-        transactions: operation.events.iter().take(TRANSACTIONS_MAX).map(Transaction::from).collect(),
+        transactions: transactions.iter().take(TRANSACTIONS_MAX).map(Transaction::from).collect(),
         transactions_total: operation.events.len(),
-        refusals: operation.refusals.iter().map(Into::into).collect(),
+        refusals: refusals.iter().map(Into::into).collect(),
         compensation: operation.compensation.as_ref().map(Into::into),
     };
     serde_json::to_string(&document).expect("an operation is JSON")

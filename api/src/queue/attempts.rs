@@ -27,6 +27,8 @@ struct Tries {
     failures: u32,
     /// How often it had to wait for something that is not its fault.
     delays: u32,
+    /// The delivery that was put back last.
+    delivered: i64,
 }
 
 /// The failures of the messages that come again. They are counted in this process: a redelivery after a crash is none.
@@ -41,18 +43,20 @@ impl Attempts {
         Self { attempts_max, tries: Cache::new(REMEMBERED_MAX) }
     }
 
-    /// Whether it was this process that put the message back.
-    pub(super) fn knows(&self, id: &str) -> bool {
-        self.tries.get(id).is_some()
+    /// Whether it was this process that put back the delivery right before this one. If not, another one had the message
+    /// meanwhile and may have written its letter.
+    pub(super) fn put_back_last(&self, id: &str, delivered: i64) -> bool {
+        self.tries.get(id).is_some_and(|tries| tries.delivered + 1 == delivered)
     }
 
     pub(super) fn forget(&self, id: &str) {
         self.tries.remove(id);
     }
 
-    /// Judges a problem; `is_away` says whether the database is known to be away.
-    pub(super) fn judge(&self, id: &str, problem: &Problem, is_away: bool) -> Verdict {
+    /// Judges the problem of a delivery; `is_away` says whether the database is known to be away.
+    pub(super) fn judge(&self, id: &str, delivered: i64, problem: &Problem, is_away: bool) -> Verdict {
         let mut tries = self.tries.get(id).unwrap_or_default();
+        tries.delivered = delivered;
         match Fault::of(problem, is_away) {
             Fault::Command => Verdict::Dead { attempts: tries.failures + 1 },
             Fault::Circumstance => {
@@ -113,17 +117,32 @@ mod tests {
         let away = Problem::store_unavailable();
         let limited = Problem::rate_limited("too many", Duration::from_secs(7));
         for round in 0..100 {
-            let verdict = attempts.judge("1", &away, true);
+            let verdict = attempts.judge("1", 1, &away, true);
             assert!(matches!(verdict, Verdict::Later { is_failure: false, .. }), "{round}: {verdict:?}");
-            let Verdict::Later { pause, is_failure: false } = attempts.judge("1", &limited, false) else {
+            let Verdict::Later { pause, is_failure: false } = attempts.judge("1", 1, &limited, false) else {
                 panic!("a limit uses up no attempt");
             };
             assert!(pause >= Duration::from_secs(7), "{pause:?}");
         }
-        assert!(is_failure(&attempts.judge("1", &away, false)));
-        assert!(is_failure(&attempts.judge("1", &Problem::internal(), false)));
-        assert!(is_failure(&attempts.judge("2", &away, false)), "others are counted apart");
-        assert_eq!(attempts.judge("1", &away, false), Verdict::Dead { attempts: 3 });
+        assert!(is_failure(&attempts.judge("1", 1, &away, false)));
+        assert!(is_failure(&attempts.judge("1", 1, &Problem::internal(), false)));
+        assert!(is_failure(&attempts.judge("2", 1, &away, false)), "others are counted apart");
+        assert_eq!(attempts.judge("1", 1, &away, false), Verdict::Dead { attempts: 3 });
+    }
+
+    #[test]
+    fn a_message_that_another_process_had_meanwhile_was_not_put_back_last() {
+        let attempts = Attempts::new(3);
+        let limited = Problem::rate_limited("too many", Duration::from_secs(7));
+        assert!(!attempts.put_back_last("1", 1), "nothing is known of it");
+        attempts.judge("1", 1, &limited, false);
+        assert!(attempts.put_back_last("1", 2));
+        assert!(!attempts.put_back_last("1", 3), "somebody else had the second delivery");
+        assert!(!attempts.put_back_last("1", 1), "the queue's consumer was made anew");
+        assert!(is_failure(&attempts.judge("1", 3, &Problem::internal(), false)));
+        assert!(attempts.put_back_last("1", 4) && !attempts.put_back_last("2", 4));
+        attempts.forget("1");
+        assert!(!attempts.put_back_last("1", 4));
     }
 
     #[test]
@@ -133,11 +152,11 @@ mod tests {
         };
         let attempts = Attempts::new(2);
         assert_eq!(
-            attempts.judge("1", &Problem::invalid("amount", "is required"), true),
+            attempts.judge("1", 1, &Problem::invalid("amount", "is required"), true),
             Verdict::Dead { attempts: 1 }
         );
-        assert_eq!(attempts.judge("1", &conflict(4, 5), false), Verdict::Dead { attempts: 1 });
-        assert!(is_failure(&attempts.judge("1", &conflict(6, 5), false)));
-        assert_eq!(attempts.judge("1", &conflict(6, 5), false), Verdict::Dead { attempts: 2 });
+        assert_eq!(attempts.judge("1", 1, &conflict(4, 5), false), Verdict::Dead { attempts: 1 });
+        assert!(is_failure(&attempts.judge("1", 1, &conflict(6, 5), false)));
+        assert_eq!(attempts.judge("1", 1, &conflict(6, 5), false), Verdict::Dead { attempts: 2 });
     }
 }

@@ -166,11 +166,11 @@ impl DeadLetters {
     /// the queue, any time ago. It must not be done any more then.
     pub(super) async fn holds(&self, received: &Received) -> Result<bool, String> {
         let is_old = received.sequence <= self.handled.load(Ordering::Relaxed);
-        if !received.is_repeated && !is_old {
+        if !received.is_repeated() && !is_old {
             return Ok(false);
         }
         let mut known = self.known.lock().await;
-        if received.is_repeated || !known.covers(received.published) {
+        if received.is_repeated() || !known.covers(received.published) {
             self.read_on(&mut known, received.published).await?;
         }
         Ok(known.ids.contains(&received.id()))

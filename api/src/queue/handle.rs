@@ -52,7 +52,7 @@ impl Shared {
 
     async fn settle(&self, received: &Received, dead: &DeadLetters) {
         let id = received.id();
-        if !self.attempts.knows(&id) {
+        if !self.attempts.put_back_last(&id, received.delivered) {
             match dead.holds(received).await {
                 Ok(true) => return self.take_away(received).await,
                 Ok(false) => {}
@@ -76,7 +76,7 @@ impl Shared {
             return received.put_back(Duration::ZERO).await;
         }
         let is_away = problem.is_store_away() && self.is_database_away().await;
-        match self.attempts.judge(&id, &problem, is_away) {
+        match self.attempts.judge(&id, received.delivered, &problem, is_away) {
             Verdict::Later { pause, is_failure } => {
                 count(if is_failure { "retried" } else { "delayed" });
                 received.put_back(pause).await;

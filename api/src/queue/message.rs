@@ -28,8 +28,8 @@ pub(super) struct Received {
     /// Its number in the queue's stream.
     pub(super) sequence: u64,
     pub(super) published: DateTime,
-    /// Whether it was delivered before, here or elsewhere.
-    pub(super) is_repeated: bool,
+    /// Which delivery of it this is, here or elsewhere; from 1.
+    pub(super) delivered: i64,
     client: async_nats::Client,
     /// Where the server hears what became of it.
     reply: async_nats::Subject,
@@ -39,19 +39,24 @@ impl Received {
     /// Reads what the server says of a message; `None` when it does not come from JetStream.
     pub(super) fn new(client: async_nats::Client, message: jetstream::Message) -> Option<Self> {
         let info = message.info().ok()?;
-        let (sequence, published, is_repeated) = (info.stream_sequence, info.published, info.delivered > 1);
+        let (sequence, published, delivered) = (info.stream_sequence, info.published, info.delivered);
         let message = message.message;
         let given = message.headers.as_ref().and_then(|headers| headers.get("X-Request-Id"));
         let request_id = RequestId::given(given.map(async_nats::HeaderValue::as_str))
             .unwrap_or_else(|| RequestId(format!("{STREAM}-{sequence}").into()));
         let subject = message.subject.to_string();
         let reply = message.reply?;
-        Some(Self { subject, payload: message.payload, request_id, sequence, published, is_repeated, client, reply })
+        Some(Self { subject, payload: message.payload, request_id, sequence, published, delivered, client, reply })
     }
 
     /// What sets it apart from every other message, also of a stream that was made anew.
     pub(super) fn id(&self) -> String {
         format!("{}-{}", self.sequence, self.published.unix_timestamp_nanos())
+    }
+
+    /// Whether it was delivered before.
+    pub(super) const fn is_repeated(&self) -> bool {
+        self.delivered > 1
     }
 
     pub(super) fn published_at(&self) -> String {
