@@ -53,6 +53,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{Semaphore, watch},
 };
+use tokio_util::task::TaskTracker;
 
 use access::Access;
 use alerts::{Alerts, Delivery, Targets};
@@ -77,6 +78,11 @@ const LOOK_AT_DATABASE: Duration = Duration::from_secs(1);
 
 /// How often the samples of metrics are folded, whether or not anybody scrapes them.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
+
+/// How long each part of the service may take to stop: longer only when it waits for somebody who does not answer.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same for the audit, which may have many rows to write.
+const AUDIT_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -135,6 +141,13 @@ fn keep_metrics() -> Result<PrometheusHandle, String> {
         }
     });
     Ok(metrics)
+}
+
+/// Waits for a part to stop, but not for ever: what it does not come to is done after the next start.
+async fn in_time(limit: Duration, what: &str, stopped: impl Future<Output = ()>) {
+    if tokio::time::timeout(limit, stopped).await.is_err() {
+        tracing::warn!(what, "did not stop in time and is left");
+    }
 }
 
 /// Closes the breaker as soon as the database is well again, instead of when its time is over.
@@ -198,6 +211,7 @@ async fn run(settings: Settings) -> Result<(), String> {
     let (alerts, raised) = Alerts::new();
     let delivery = Delivery::start(raised, Targets { nats_url: settings.nats().map(str::to_owned), webhook });
     let audit = audit::Audit::start(database.clone(), settings.audit, settings.audit_kept_days);
+    let left = TaskTracker::new();
     let service = Service::new(Parts {
         ledger: ledger.clone(),
         database: database.clone(),
@@ -213,6 +227,7 @@ async fn run(settings: Settings) -> Result<(), String> {
         alerts,
         audit: audit.clone(),
         breaker: Breaker::default(),
+        left: left.clone(),
         deadline: settings.deadline(),
         bodies: Room::new(BODY_BYTES_MAX),
         streams: Arc::new(Semaphore::new(stream::STREAMS_MAX)),
@@ -257,23 +272,27 @@ async fn run(settings: Settings) -> Result<(), String> {
     stop.send_replace(true);
     // A server that panicked has ended, too.
     let _ = server.await;
+    // Their ends are still to be written down. They have a limit of their own.
+    left.close();
+    left.wait().await;
     if let Some(queue) = queue {
-        queue.stop().await;
+        in_time(STOP_TIMEOUT, "the work queue", queue.stop()).await;
     }
     freshness.abort();
     watch.abort();
-    expiry.stop().await;
+    in_time(STOP_TIMEOUT, "the release of freezes", expiry.stop()).await;
     if let Some(prover) = prover {
-        prover.stopped().await;
+        in_time(STOP_TIMEOUT, "the proof", prover.stopped()).await;
     }
-    audit.stop().await;
+    in_time(AUDIT_TIMEOUT, "the audit", audit.stop()).await;
+    // Its own limits are those of the commits that are under way.
     ledger.stop().await;
     if let Some(publisher) = publisher {
-        publisher.stop().await;
+        in_time(STOP_TIMEOUT, "the publisher", publisher.stop()).await;
     }
-    runner.stop().await;
-    delivery.stop().await;
-    database.close().await;
+    in_time(STOP_TIMEOUT, "the projector", runner.stop()).await;
+    in_time(STOP_TIMEOUT, "the delivery of alerts", delivery.stop()).await;
+    in_time(STOP_TIMEOUT, "the connections to the database", database.close()).await;
     tracing::info!("stopped");
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
+    time::Duration,
 };
 
 use axum::{
@@ -16,7 +17,8 @@ use axum::{
 use futures::{FutureExt, future::BoxFuture};
 use ledger_core::Account;
 use percent_encoding::percent_decode_str;
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, time::timeout};
+use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 use tracing::Instrument;
 use uuid::Uuid;
@@ -80,7 +82,7 @@ pub(crate) async fn serve(service: Service, routes: Routes, mut request: Request
     let outcome = if streams {
         run.await
     } else {
-        match tokio::time::timeout(service.deadline, run).await {
+        match timeout(service.deadline, run).await {
             Ok(outcome) => outcome,
             // What was begun goes on in the writer; the key tells its end.
             Err(_) => Ok(Problem::store_unavailable().into_response()),
@@ -134,12 +136,12 @@ async fn answer(service: &Service, routes: &Routes, mut request: Request) -> Res
     let response = match about {
         None => run.await,
         Some(about) => {
-            let service = service.clone();
+            let (service, left) = (service.clone(), service.left.clone());
             let run = run.map(move |response| {
                 about.record(&service, &response);
                 response
             });
-            ToTheEnd(Some(run.boxed())).await
+            ToTheEnd { run: Some(run.boxed()), left }.await
         }
     };
     if asks_database {
@@ -153,17 +155,23 @@ async fn answer(service: &Service, routes: &Routes, mut request: Request) -> Res
 
 /// A request that is brought to its end, also when its caller hangs up or its deadline passes: what it asked for may be done by
 /// then, and is to be written down.
-struct ToTheEnd(Option<BoxFuture<'static, Response>>);
+struct ToTheEnd {
+    run: Option<BoxFuture<'static, Response>>,
+    left: TaskTracker,
+}
+
+/// How long it may take after that: what takes longer waits for somebody who is gone, and keeps a connection.
+const LEFT_MAX: Duration = Duration::from_secs(20);
 
 impl Future for ToTheEnd {
     type Output = Response;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Response> {
         // One that panics is gone then, and not run again.
-        let Some(mut run) = self.0.take() else { return Poll::Pending };
+        let Some(mut run) = self.run.take() else { return Poll::Pending };
         let polled = run.poll_unpin(context);
         if polled.is_pending() {
-            self.0 = Some(run);
+            self.run = Some(run);
         }
         polled
     }
@@ -171,10 +179,11 @@ impl Future for ToTheEnd {
 
 impl Drop for ToTheEnd {
     fn drop(&mut self) {
-        if let Some(run) = self.0.take()
+        if let Some(run) = self.run.take()
             && let Ok(runtime) = Handle::try_current()
         {
-            runtime.spawn(run);
+            let run = async move { drop(timeout(LEFT_MAX, run).await) };
+            self.left.spawn_on(run.in_current_span(), &runtime);
         }
     }
 }

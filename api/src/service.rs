@@ -16,6 +16,8 @@ use tokio::{
     time::{Instant, timeout},
 };
 
+use tokio_util::task::TaskTracker;
+
 use crate::{
     access::Access, alerts::Alerts, audit::Audit, breaker::Breaker, content::Room, lifetime::Lifetimes, limits::Limits,
     queue::QueueStatus,
@@ -57,6 +59,8 @@ pub(crate) struct Parts {
     pub(crate) alerts: Alerts,
     pub(crate) audit: Audit,
     pub(crate) breaker: Breaker,
+    /// Requests that go on though their callers are gone.
+    pub(crate) left: TaskTracker,
     /// How long a request may take, in all.
     pub(crate) deadline: Duration,
     /// The room that bodies may take up in memory, over all connections.

@@ -43,6 +43,8 @@ const IDLE: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 /// How long a failed flush waits before it is tried again.
 const FLUSH_RETRY: Duration = Duration::from_secs(2);
+/// How long a flush that was tried again is waited for where no more fits into memory.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a look-up may take: one that takes longer hangs, on a connection whose other end is gone without a word.
 const LOOK_UP_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long the last flush is waited for: without it the next start reads a little more of the log.
@@ -70,6 +72,7 @@ pub(crate) struct Writer {
     /// Events of the tail that make a flush worth its while.
     flush_events: usize,
     flush: Option<JoinHandle<Result<(), StoreError>>>,
+    flush_began: Instant,
     flush_not_before: Instant,
     /// Since when flushes fail, and why the last one did.
     flush_fails: Option<(Instant, String)>,
@@ -170,6 +173,7 @@ impl Writer {
             uncertain: None,
             flush_events,
             flush: None,
+            flush_began: Instant::now(),
             flush_not_before: Instant::now(),
             flush_fails: None,
             stopping: false,
@@ -271,8 +275,12 @@ impl Writer {
     /// Says so where the indexes cannot be written and no more fits into memory, and answers those that have waited for long.
     fn give_up_without_room(&mut self) {
         let Some((since, why)) = &self.flush_fails else { return };
-        // One that is under way may be the one that succeeds.
-        if self.flush.is_some() || !self.tail_is_full() {
+        if !self.tail_is_full() {
+            return;
+        }
+        // One that began a moment ago may be the one that succeeds.
+        let is_new = self.flush.is_some() && self.flush_began.elapsed() < FLUSH_PATIENCE;
+        if is_new && !self.is_told_to_stop() {
             return;
         }
         self.published.set_trouble(Some(format!("the indexes cannot be written: {why}")));
@@ -408,6 +416,7 @@ impl Writer {
         };
         let (database, filter) = (self.database.clone(), self.filter.clone());
         let (from, to) = (self.tail.indexed, self.tail.sealed_heads);
+        self.flush_began = Instant::now();
         self.flush = Some(tokio::spawn(async move {
             // Sorting takes some ten milliseconds, and so does the filter: other threads go on with the requests.
             let entries = tokio::task::spawn_blocking(move || {
