@@ -18,6 +18,7 @@ mod index;
 pub mod index_rows;
 mod judge;
 mod ledger;
+mod limit;
 mod lookup;
 pub mod operations;
 pub mod postgres;
