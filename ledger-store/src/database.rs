@@ -96,6 +96,14 @@ impl Database {
         }
     }
 
+    /// The same database for a writer: see [`Postgres::for_the_writer`]. A file has one writer in any case.
+    pub(crate) async fn for_the_writer(&self) -> Self {
+        match self {
+            Self::Postgres(postgres) => Self::Postgres(postgres.for_the_writer().await),
+            Self::Sqlite(sqlite) => Self::Sqlite(sqlite.clone()),
+        }
+    }
+
     /// Starts what the database needs done beside the commits, until the handle aborts it. A server does it by itself.
     pub(crate) fn start_upkeep(&self) -> Option<AbortHandle> {
         match self {
@@ -104,7 +112,16 @@ impl Database {
         }
     }
 
-    /// Closes the connections.
+    /// Whether there was no ledger at the address before it was opened.
+    #[must_use]
+    pub const fn is_new(&self) -> bool {
+        match self {
+            Self::Postgres(postgres) => postgres.is_new(),
+            Self::Sqlite(sqlite) => sqlite.is_new(),
+        }
+    }
+
+    /// Closes the connections, those of clones as well. On SQLite the file alone is the ledger then, if nobody else uses it.
     pub async fn close(&self) {
         on_either!(self, database => database.close().await);
     }
@@ -251,7 +268,17 @@ impl Database {
     }
 
     pub(crate) async fn business_positions(&self, business: u64) -> Result<Vec<(Partition, Position)>, StoreError> {
-        on_either!(self, database => database.business_positions(business).await)
+        self.some_business_positions(business, usize::MAX).await
+    }
+
+    /// At most `limit` of them, whichever are found first.
+    pub(crate) async fn some_business_positions(
+        &self,
+        business: u64,
+        limit: usize,
+    ) -> Result<Vec<(Partition, Position)>, StoreError> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        on_either!(self, database => database.business_positions(business, limit).await)
     }
 
     pub(crate) async fn related_positions(
@@ -284,8 +311,21 @@ impl Database {
 }
 
 impl LockedHeads {
+    /// Whether the session that holds the locks began with them. Then it may be one of a server that has taken over.
+    pub(crate) const fn is_of_new_session(&self) -> bool {
+        match self {
+            Self::Postgres(locked) => locked.is_of_new_session(),
+            Self::Sqlite(_) => false,
+        }
+    }
+
     pub(crate) async fn append(self, append: &Append) -> Result<Appended, StoreError> {
         on_either!(self, locked => locked.append(append).await)
+    }
+
+    /// Commits something that changes nothing: that heads can be locked says nothing about whether anything can be written.
+    pub(crate) async fn touch(self) -> Result<(), StoreError> {
+        on_either!(self, locked => locked.touch().await)
     }
 
     pub(crate) async fn release(self) {

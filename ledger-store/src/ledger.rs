@@ -131,13 +131,14 @@ impl Ledger {
     ///
     /// When the database cannot be read, or its parts contradict each other.
     pub async fn start(database: Database, options: LedgerOptions) -> Result<Self, StoreError> {
-        let tail = Tail::load(&database).await?;
+        // Its connection is begun before the tail is read, so the one that commits has all that was flushed by then.
+        let deciding = database.for_the_writer().await;
+        let tail = Tail::load(&deciding).await?;
         let published = Arc::new(Published::new(&tail.heads));
         // The queue itself has no bound; the semaphore counts the commands in it, whatever batches they come in.
         let (queue, requests) = mpsc::unbounded_channel();
         let stop = watch::Sender::new(false);
-        let writer =
-            Writer::new(database.clone(), tail, requests, stop.subscribe(), options.clone(), published.clone());
+        let writer = Writer::new(deciding, tail, requests, stop.subscribe(), options.clone(), published.clone());
         let writer = tokio::spawn(writer.run());
         let (stop_recorder, stopped) = watch::channel(false);
         let task = tokio::spawn(published.refusals.clone().write(database.clone(), stopped));
@@ -210,18 +211,27 @@ impl Ledger {
         Ok(events.into_iter().find(|event| event.account == *account && event.key == *key).map(Arc::new))
     }
 
-    /// The events that the key is bound to, in any account, in the order of partition and position.
+    /// At most `limit` of the events that the key is bound to, in any account, in the order of partition and position, and
+    /// whether there are more. A key may be bound in every account there is.
     ///
     /// # Errors
     ///
     /// When the database is away, or damaged there.
-    pub async fn find_all(&self, key: &BusinessKey) -> Result<Vec<Event>, Unavailable> {
+    pub async fn find_all(&self, key: &BusinessKey, limit: usize) -> Result<(Vec<Event>, bool), Unavailable> {
+        // One more tells that there are more.
+        let (hash, enough) = (key.hash(), limit.saturating_add(1));
         // The tail first: what it lets go of meanwhile is in the indexes by then.
-        let mut places = self.places(Ask::Business(key.hash())).await?;
-        places.extend(self.database.business_positions(key.hash()).await.map_err(|error| failed(&error))?);
+        let mut places = self.places(Ask::Business(hash, enough)).await?;
+        let indexed = self.database.some_business_positions(hash, enough).await;
+        places.extend(indexed.map_err(|error| failed(&error))?);
+        // Some may be in both.
+        places.sort_unstable();
+        places.dedup();
+        let has_more = places.len() > limit;
+        places.truncate(limit);
         let mut events = self.read_all(places).await?;
         events.retain(|event| event.key == *key);
-        Ok(events)
+        Ok((events, has_more))
     }
 
     /// The event of that id, if there is one.

@@ -4,26 +4,34 @@
 //! log holds is read and compared. Then the requests are decided again under the lock, so that the same race is not lost
 //! twice.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::VecDeque,
+    iter, mem,
+    time::{Duration, Instant},
+};
 
 use ledger_core::{Head, PARTITIONS, Partition};
-use tokio::time::{sleep, timeout};
+use tokio::{sync::oneshot, time::sleep};
 
 use crate::{
     StoreError,
     append::Appended,
-    batch::{Answer, Batch},
+    batch::{Answer, Ask, Batch, Request},
     database::LockedHeads,
     error,
-    ledger::Unavailable,
+    ledger::{CommandError, Recorded, Unavailable, unavailable},
+    limit::within,
     tail::Tail,
-    writer::{Closely, Interruption, Writer, timed_out},
+    writer::{Closely, Interruption, Writer},
 };
 
 /// Foreign events that are worth reading on for; past that the tail is made anew from the indexes' checkpoint.
 const READ_ON_MAX: u64 = 200_000;
 /// How long it may take to take in what others wrote: whatever takes longer hangs.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(120);
+/// How long the heads are kept locked at most to find out which requests meet damage: past that what was decided is committed, and
+/// the others are decided in a next attempt, which comes at once.
+const AROUND_DAMAGE: Duration = Duration::from_secs(1);
 /// The pause after the first failed attempt, doubled up to [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
@@ -98,6 +106,9 @@ impl Writer {
     /// One attempt: lock, catch up, find out what became of the uncertain batch, decide what waits, commit.
     async fn try_to_recover(&mut self) -> Result<(), StoreError> {
         let (locked, heads) = self.database.lock_heads().await?;
+        if locked.is_of_new_session() {
+            self.flush_in_doubt = self.flush.is_some();
+        }
         if let Err(error) = self.prepare(&heads).await {
             locked.release().await;
             return Err(error);
@@ -106,10 +117,9 @@ impl Writer {
     }
 
     async fn prepare(&mut self, heads: &[Head; PARTITIONS]) -> Result<(), StoreError> {
-        timeout(CATCH_UP_TIMEOUT, self.catch_up(heads)).await.unwrap_or_else(|_| Err(timed_out()))?;
+        within(CATCH_UP_TIMEOUT, self.catch_up(heads)).await?;
         if let Some(batch) = self.uncertain.take() {
-            let is_committed = timeout(CATCH_UP_TIMEOUT, self.is_committed(&batch));
-            match is_committed.await.unwrap_or_else(|_| Err(timed_out())) {
+            match within(CATCH_UP_TIMEOUT, self.is_committed(&batch)).await {
                 // Its events came in with the catching up; the answers are still owed.
                 Ok(true) => {
                     self.published.refusals.add(batch.draft.refusals);
@@ -135,25 +145,18 @@ impl Writer {
     /// Decides what waits while the heads are locked, and commits it.
     async fn decide_locked(&mut self, locked: LockedHeads) -> Result<(), StoreError> {
         if self.waiting.is_empty() {
-            locked.release().await;
-            return Ok(());
+            // Whoever asked was told long since, and it is not known whether the next one would fare better.
+            return locked.touch().await;
         }
-        let decided = self.decide(Closely::Yes).await;
+        let decided = self.decide_around_damage().await;
         let Some(batch) = self.building.take() else {
             locked.release().await;
-            return match decided {
-                Err(Interruption::Failed(error)) => Err(error),
-                Err(Interruption::RaceLost) => Err(ahead_of_locked_heads()),
-                Ok(()) => Ok(()),
-            };
+            return decided;
         };
-        if let Err(interruption) = decided {
+        if let Err(error) = decided {
             self.take_back([Some(batch), None]);
             locked.release().await;
-            return Err(match interruption {
-                Interruption::Failed(error) => error,
-                Interruption::RaceLost => ahead_of_locked_heads(),
-            });
+            return Err(error);
         }
         match locked.append(&batch.append()).await {
             Ok(Appended::Done) => {
@@ -169,6 +172,46 @@ impl Writer {
                 Err(error)
             }
         }
+    }
+
+    /// Decides what waits while the heads are locked. Whoever needs what is damaged is told so and holds nobody else up: nobody
+    /// writes meanwhile, so what an index knows past the heads is damage, too.
+    async fn decide_around_damage(&mut self) -> Result<(), StoreError> {
+        let (began, mut is_any_done) = (Instant::now(), false);
+        // The first of the line lies on top. Each group is decided upon those before it, so the line's order stays.
+        let mut groups = vec![mem::take(&mut self.waiting)];
+        let mut outcome = Ok(());
+        while (!is_any_done || began.elapsed() < AROUND_DAMAGE)
+            && let Some(group) = groups.pop()
+        {
+            self.waiting = group;
+            let error = match self.decide(Closely::Yes).await {
+                Ok(()) => {
+                    is_any_done = true;
+                    continue;
+                }
+                Err(Interruption::RaceLost) => ahead_of_locked_heads(),
+                Err(Interruption::Failed(error)) => error,
+            };
+            // Without a table the database is of no use to anybody.
+            if !error.is_damage() || error.is_missing() {
+                outcome = Err(error);
+                break;
+            }
+            match divided(mem::take(&mut self.waiting)) {
+                Ok([first, second]) => groups.extend([second, first]),
+                Err(group) => {
+                    tracing::error!(error = %error::chain(&error), "a request met a damaged part of the database");
+                    is_any_done = true;
+                    for request in group {
+                        request.answer(Answer::Unavailable(Unavailable::Damaged));
+                    }
+                }
+            }
+        }
+        // Those whose turn did not come keep their places.
+        self.waiting.extend(groups.into_iter().rev().flatten());
+        outcome
     }
 
     /// Takes in what other processes wrote up to `heads`, and our own batch if it did get there.
@@ -228,6 +271,72 @@ impl Writer {
     }
 }
 
+/// A group of requests as two, in order; `Err` is one that cannot be divided. Commands that have nothing to do with each other
+/// can: their caller gets one answer all the same.
+fn divided(mut group: VecDeque<Request>) -> Result<[VecDeque<Request>; 2], VecDeque<Request>> {
+    if group.len() > 1 {
+        let second = group.split_off(group.len() / 2);
+        return Ok([group, second]);
+    }
+    match group.pop_front() {
+        Some(Request { ask: Ask::Each(mut commands), reply, mut permit }) if commands.len() > 1 => {
+            let others = commands.split_off(commands.len() / 2);
+            let share = permit.split(others.len()).expect("each command has its share of the queue");
+            let (sizes, [first, second]) = ([commands.len(), others.len()], [oneshot::channel(), oneshot::channel()]);
+            answer_together(reply, [(first.1, sizes[0]), (second.1, sizes[1])]);
+            Ok([
+                VecDeque::from([Request { ask: Ask::Each(commands), reply: first.0, permit }]),
+                VecDeque::from([Request { ask: Ask::Each(others), reply: second.0, permit: share }]),
+            ])
+        }
+        request => Err(request.into_iter().collect()),
+    }
+}
+
+/// Answers a batch once both parts of it are answered, each of so many commands.
+fn answer_together(reply: oneshot::Sender<Answer>, parts: [(oneshot::Receiver<Answer>, usize); 2]) {
+    tokio::spawn(async move {
+        let mut outcomes: Vec<Result<Recorded, CommandError>> = Vec::new();
+        for (answer, commands) in parts {
+            match answer.await.unwrap_or(Answer::Unavailable(Unavailable::Store)) {
+                Answer::Each(part) => outcomes.extend(part),
+                other => outcomes.extend(iter::repeat_n(Err(unavailable(&other).into()), commands)),
+            }
+        }
+        // The caller may be gone; what was done stays done.
+        let _ = reply.send(Answer::Each(outcomes));
+    });
+}
+
 fn ahead_of_locked_heads() -> StoreError {
     StoreError::Inconsistent("the log or its indexes are ahead of the locked heads: run replay-tool verify".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::{mpsc, watch};
+
+    use super::*;
+    use crate::{Database, ledger::LedgerOptions, published::Published};
+
+    #[tokio::test]
+    async fn a_flush_that_is_in_doubt_is_done_again_before_what_it_wrote_is_forgotten() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let address = format!("sqlite://{}", folder.path().join("ledger.db").display());
+        let database = Database::open(&address).await.expect("a new ledger");
+        let tail = Tail::load(&database).await.expect("an empty log");
+        let published = Arc::new(Published::new(&tail.heads));
+        let ((_requests, queue), stop) = (mpsc::unbounded_channel(), watch::Sender::new(false));
+        let mut writer = Writer::new(database, tail, queue, stop.subscribe(), LedgerOptions::default(), published);
+        writer.tail.active.events = 1;
+        for is_in_doubt in [true, false] {
+            writer.flush_now();
+            writer.flush_in_doubt = is_in_doubt;
+            let outcome = writer.flush.take().expect("it began").await.expect("no panic");
+            writer.flushed(outcome).expect("written");
+            assert_eq!(writer.tail.sealed.is_some(), is_in_doubt);
+        }
+    }
 }

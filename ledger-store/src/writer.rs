@@ -25,6 +25,7 @@ use crate::{
     freshness,
     judge::Round,
     ledger::{Clock, LedgerOptions, Unavailable},
+    limit::within,
     lookup::{self, Layers, LookupError},
     published::Published,
     tail::Tail,
@@ -71,9 +72,11 @@ pub(crate) struct Writer {
     pub(crate) uncertain: Option<Batch>,
     /// Events of the tail that make a flush worth its while.
     flush_events: usize,
-    flush: Option<JoinHandle<Result<(), StoreError>>>,
+    pub(crate) flush: Option<JoinHandle<Result<(), StoreError>>>,
     flush_began: Instant,
     flush_not_before: Instant,
+    /// Whether the flush under way began before the session that commits: a server that took over in between may not have it.
+    pub(crate) flush_in_doubt: bool,
     /// Since when flushes fail, and why the last one did.
     flush_fails: Option<(Instant, String)>,
     stopping: bool,
@@ -90,11 +93,6 @@ impl InFlight {
     pub(crate) async fn end(self) -> (Batch, Result<Appended, StoreError>) {
         (self.batch, self.commit.await.unwrap_or_else(|_| Err(ended_early("commit"))))
     }
-}
-
-/// Nothing came in time; whether anything was done is not known.
-pub(crate) fn timed_out() -> StoreError {
-    sqlx::Error::Io(std::io::ErrorKind::TimedOut.into()).into()
 }
 
 fn ended_early(task: &str) -> StoreError {
@@ -175,6 +173,7 @@ impl Writer {
             flush: None,
             flush_began: Instant::now(),
             flush_not_before: Instant::now(),
+            flush_in_doubt: false,
             flush_fails: None,
             stopping: false,
         }
@@ -299,7 +298,7 @@ impl Writer {
         let layers = Layers { drafts: [None, Some(&batch.draft), in_flight], tail: &self.tail };
         let requests = self.waiting.make_contiguous();
         let fetched = lookup::fetch(&self.database, layers, &self.filter, requests, closely);
-        let fetched = timeout(LOOK_UP_TIMEOUT, fetched).await.unwrap_or_else(|_| Err(timed_out().into()));
+        let fetched = within(LOOK_UP_TIMEOUT, fetched).await;
         let fetched = match fetched {
             Ok(fetched) => fetched,
             Err(error) => {
@@ -404,7 +403,7 @@ impl Writer {
     }
 
     /// Starts to write the tail to the indexes, unless that is under way.
-    fn flush_now(&mut self) {
+    pub(crate) fn flush_now(&mut self) {
         if self.flush.is_some() || Instant::now() < self.flush_not_before {
             return;
         }
@@ -428,8 +427,11 @@ impl Writer {
         }));
     }
 
-    fn flushed(&mut self, outcome: Result<(), StoreError>) -> Result<(), StoreError> {
+    pub(crate) fn flushed(&mut self, outcome: Result<(), StoreError>) -> Result<(), StoreError> {
+        let is_in_doubt = std::mem::take(&mut self.flush_in_doubt);
         match outcome {
+            // The same again: to write it twice changes nothing.
+            Ok(()) if is_in_doubt => Ok(()),
             Ok(()) => {
                 if self.flush_fails.take().is_some() {
                     self.published.set_trouble(None);
@@ -482,6 +484,7 @@ impl Writer {
     /// Forgets the tail for one that was read anew; a flush of the old one may go on, it writes only what is true.
     pub(crate) fn replace_tail(&mut self, tail: Tail) {
         self.flush = None;
+        self.flush_in_doubt = false;
         self.flush_fails = None;
         self.tail = tail;
         // What was in the index and not in the old tail is not in the filter either.

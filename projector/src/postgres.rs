@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use futures::TryStreamExt;
 use ledger_core::{AccountId, Balance, Freeze, Head, PARTITIONS, Partition, Position, Timestamp};
 use ledger_store::{StoreError, copied};
-use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool, Postgres as Driver, Row, postgres::PgRow};
+use sqlx::{AssertSqlSafe, Executor, PgConnection, PgPool, Postgres as Driver, Row, Transaction, postgres::PgRow};
 
 use crate::{
     checkpoint::ReadModel,
@@ -94,10 +94,24 @@ pub(crate) async fn freezes_of(
     rows.iter().map(freeze).collect()
 }
 
+/// Begins to read the read models from one snapshot of the database.
+///
+/// The tables are locked before the first look, which is what the snapshot is taken for: one that waited behind a rebuild's
+/// switch afterwards would find the new tables empty. The order is the one in which everybody locks them.
+pub(crate) async fn begin_to_read(pool: &PgPool) -> Result<Transaction<'static, Driver>, sqlx::Error> {
+    let mut transaction = pool.begin().await?;
+    for statement in [
+        "set transaction isolation level repeatable read read only",
+        "lock table projection_checkpoints, balances, freezes in access share mode",
+    ] {
+        sqlx::query(statement).execute(&mut *transaction).await?;
+    }
+    Ok(transaction)
+}
+
 /// One partition's rows and checkpoints, from one snapshot of the database.
 pub(crate) async fn snapshot(pool: &PgPool, partition: Partition) -> Result<Snapshot, StoreError> {
-    let mut transaction = pool.begin().await?;
-    sqlx::query("set transaction isolation level repeatable read read only").execute(&mut *transaction).await?;
+    let mut transaction = begin_to_read(pool).await?;
     let balances_at = checkpoints(&mut *transaction, ReadModel::Balances).await?[partition.index()];
     let freezes_at = checkpoints(&mut *transaction, ReadModel::Freezes).await?[partition.index()];
     let (balances, freezes) = partition_rows(&mut transaction, "balances", "freezes", partition).await?;
@@ -107,8 +121,7 @@ pub(crate) async fn snapshot(pool: &PgPool, partition: Partition) -> Result<Snap
 
 /// Rows and their checkpoints as they are, from one consistent read.
 pub(crate) async fn stored_rows(pool: &PgPool, whose: &Whose) -> Result<StoredRows, StoreError> {
-    let mut transaction = pool.begin().await?;
-    sqlx::query("set transaction isolation level repeatable read read only").execute(&mut *transaction).await?;
+    let mut transaction = begin_to_read(pool).await?;
     let partition = match whose {
         Whose::All(partition) => *partition,
         Whose::One(account) => account.partition(),

@@ -130,6 +130,31 @@ impl Postgres {
         }
     }
 
+    /// Keeps a copy of the files of a server that does not run.
+    ///
+    /// # Panics
+    ///
+    /// When they cannot be copied.
+    pub fn keep(&self) {
+        let copied = Command::new("cp").arg("-a").args([self.data(), self.kept()]).status();
+        assert!(copied.is_ok_and(|status| status.success()), "the cluster was not copied");
+    }
+
+    /// Puts the copy in the place of the files of a server that does not run: whatever was committed since is lost, as with a
+    /// server that takes over without it.
+    ///
+    /// # Panics
+    ///
+    /// When there is no copy.
+    pub fn put_back(&self) {
+        fs::remove_dir_all(self.data()).expect("own folder");
+        fs::rename(self.kept(), self.data()).expect("it was kept");
+    }
+
+    fn kept(&self) -> PathBuf {
+        self.directory.path().join("kept")
+    }
+
     /// Makes a new, empty database and gives its address.
     ///
     /// # Panics

@@ -10,6 +10,7 @@ use std::{
 };
 
 use serde_json::{Value, json};
+use sqlx::{Connection, Executor, PgConnection};
 use tests::{Load, Postgres, Service, on_both_databases, store::NewDatabase, verify_consistent};
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -138,6 +139,38 @@ async fn a_command_is_done_once_though_the_server_crashes_right_after_a_flush() 
     // A service that is idle writes its indexes.
     until("the key is flushed", async || cluster.psql(&database, "select count(*) from key_positions") == "1").await;
     cluster.stop_immediately();
+    cluster.run();
+    let mut again = service.post("/v1/credits", &credit("ann", "once")).await;
+    until("it recovers", async || {
+        again = service.post("/v1/credits", &credit("ann", "once")).await;
+        again.status != 503
+    })
+    .await;
+    assert_eq!(again.expect(200)["replayed"], true);
+    assert_eq!(service.holdings("ann").await, (1, 0, 1));
+    verify_consistent(&url);
+}
+
+/// The same for a service that has not committed anything yet: what it knows it has read, and flushed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_is_done_once_though_a_server_without_the_last_flush_took_over() {
+    let mut cluster = Postgres::start();
+    let url = cluster.database();
+    let database = url.rsplit('/').next().expect("its name").to_owned();
+    let mut service = Service::start(&url, &["--proof-round", "0"]);
+    // Nothing is flushed as long as this is held.
+    let mut holder = PgConnection::connect(&url).await.expect("the server runs");
+    holder.execute("begin; lock table index_checkpoints in exclusive mode").await.expect("held");
+    service.post("/v1/credits", &credit("ann", "once")).await.expect(201);
+    service.kill9();
+    cluster.stop_immediately();
+    drop(holder);
+    cluster.keep();
+    cluster.run();
+    let service = Service::start(&url, &["--proof-round", "0"]);
+    until("the key is flushed", async || cluster.psql(&database, "select count(*) from key_positions") == "1").await;
+    cluster.stop_immediately();
+    cluster.put_back();
     cluster.run();
     let mut again = service.post("/v1/credits", &credit("ann", "once")).await;
     until("it recovers", async || {

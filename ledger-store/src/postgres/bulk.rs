@@ -23,6 +23,11 @@ impl Postgres {
     ) -> Result<T, StoreError> {
         // These connections take rows by the primary key: no rows need to be sorted then.
         let mut transaction = self.bulk.begin_with("begin isolation level repeatable read read only").await?;
+        // Before the first look, which is what the snapshot is taken for: one that waited afterwards until others have put new
+        // tables in place would find those empty.
+        let names = tables.iter().map(|table| table.name).collect::<Vec<_>>().join(", ");
+        let lock = format!("lock table {names} in access share mode");
+        sqlx::query(AssertSqlSafe(lock)).execute(&mut *transaction).await?;
         // A COPY that is refused leaves sqlx's connection out of step, so it is asked in another way whether the tables are
         // there. They stay until the transaction ends.
         let nothing: Vec<_> = tables.iter().map(|table| format!("exists ({})", table.select_nothing())).collect();

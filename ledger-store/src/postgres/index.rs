@@ -6,14 +6,12 @@ use ledger_core::{AccountId, AccountState, Head, PARTITIONS, Partition, Position
 use sqlx::{AssertSqlSafe, PgConnection, Postgres as Driver, Row, postgres::PgArguments, query::Query};
 use uuid::Uuid;
 
-use super::{
-    Postgres, copy,
-    log::{heads_of, within},
-};
+use super::{Postgres, copy, log::heads_of};
 use crate::{
     StoreError,
     database::Bound,
     index::{IndexEntries, IndexedAccount, KEY_RUN_BITS, KeyHash, key_run, seal, stored_hash, unseal},
+    limit::within,
     row::stored,
 };
 
@@ -94,16 +92,21 @@ impl Postgres {
         Ok(business.into_iter().zip(accounts).map(|(a, b)| (a.cast_unsigned(), b.cast_unsigned())).collect())
     }
 
-    /// The indexed events of every account under a business key's hash: where they are.
-    pub(crate) async fn business_positions(&self, business: u64) -> Result<Vec<(Partition, Position)>, StoreError> {
+    /// The indexed events of every account under a business key's hash: where they are, or at most `limit` of them are.
+    pub(crate) async fn business_positions(
+        &self,
+        business: u64,
+        limit: i64,
+    ) -> Result<Vec<(Partition, Position)>, StoreError> {
         let query = sqlx::query(
             "select k.partition, k.position from index_checkpoints c \
              cross join lateral generate_series(0, c.position >> $2) as r (run) \
              cross join lateral (select * from key_positions \
-                 where partition = c.partition and run = r.run and business_hash = $1 offset 0) k",
+                 where partition = c.partition and run = r.run and business_hash = $1 offset 0) k limit $3",
         )
         .bind(stored_hash(business))
-        .bind(KEY_RUN_BITS.cast_signed());
+        .bind(KEY_RUN_BITS.cast_signed())
+        .bind(limit);
         self.places(query).await
     }
 

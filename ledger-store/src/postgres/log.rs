@@ -1,11 +1,11 @@
 //! The log on PostgreSQL: append, heads, events.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use ledger_core::{Epoch, Event, Head, PARTITIONS, Partition, Position, operation};
 use sqlx::{
-    AssertSqlSafe, Connection, PgConnection, Row,
+    AssertSqlSafe, PgConnection, Row,
     postgres::{PgArguments, PgRow},
     query::Query,
 };
@@ -17,9 +17,9 @@ use crate::{
     DamagedRow, StoreError,
     append::{Append, Appended},
     database::Bound,
+    limit::within,
     operations,
     row::{self, COLUMNS, JOINED_COLUMNS, stored},
-    writer::timed_out,
 };
 
 /// How long a commit may take before it counts as failed and its end as unknown: a server that does not answer at all must
@@ -44,17 +44,19 @@ const HEADS: &str = "select partition, epoch, position, hash from partition_head
 pub(crate) struct LockedHeads {
     slot: OwnedMutexGuard<Option<PgConnection>>,
     connection: PgConnection,
+    is_of_new_session: bool,
 }
 
 impl Postgres {
-    /// Commits a batch in one statement, which is one round trip and one transaction.
+    /// Commits a batch in one statement, which is one round trip and one transaction. Without a connection it fails: in a
+    /// server that was connected to since, what was flushed has to be looked for first, and only a recovery does that.
     pub(crate) async fn append(&self, append: &Append) -> Result<Appended, StoreError> {
         within(COMMIT_TIMEOUT, self.append_now(append)).await
     }
 
     async fn append_now(&self, append: &Append) -> Result<Appended, StoreError> {
         let mut slot = self.writer.clone().lock_owned().await;
-        let mut connection = self.take_writer(&mut slot).await?;
+        let mut connection = slot.take().ok_or_else(not_connected)?;
         let done = if append.only_compares() {
             // Nothing to write: one statement reads the heads in a snapshot that began after the commands came.
             let heads = heads_of(sqlx::query(HEADS).fetch_all(&mut connection).await?)?;
@@ -72,14 +74,19 @@ impl Postgres {
         Ok(done)
     }
 
-    /// Begins a transaction and locks the heads, so that the next append cannot lose a race.
+    /// Begins a transaction and locks the heads, so that the next append cannot lose a race. It connects where there is no
+    /// connection.
     pub(crate) async fn lock_heads(&self) -> Result<(LockedHeads, [Head; PARTITIONS]), StoreError> {
         within(COMMIT_TIMEOUT, self.lock_heads_now()).await
     }
 
     async fn lock_heads_now(&self) -> Result<(LockedHeads, [Head; PARTITIONS]), StoreError> {
         let mut slot = self.writer.clone().lock_owned().await;
-        let mut connection = self.take_writer(&mut slot).await?;
+        let is_of_new_session = slot.is_none();
+        let mut connection = match slot.take() {
+            Some(connection) => connection,
+            None => self.session().await?,
+        };
         sqlx::query("begin").execute(&mut connection).await?;
         sqlx::query(LOCK).execute(&mut connection).await?;
         let rows =
@@ -87,14 +94,7 @@ impl Postgres {
                 .fetch_all(&mut connection)
                 .await?;
         let heads = heads_of(rows)?;
-        Ok((LockedHeads { slot, connection }, heads))
-    }
-
-    async fn take_writer(&self, slot: &mut Option<PgConnection>) -> Result<PgConnection, StoreError> {
-        match slot.take() {
-            Some(connection) => Ok(connection),
-            None => Ok(PgConnection::connect_with(&self.options).await?),
-        }
+        Ok((LockedHeads { slot, connection, is_of_new_session }, heads))
     }
 
     /// Reads every head.
@@ -183,6 +183,10 @@ impl Postgres {
 }
 
 impl LockedHeads {
+    pub(crate) const fn is_of_new_session(&self) -> bool {
+        self.is_of_new_session
+    }
+
     /// Writes the batch and commits; the heads were locked, so only a writer that decided on other heads can lose.
     pub(crate) async fn append(self, append: &Append) -> Result<Appended, StoreError> {
         within(COMMIT_TIMEOUT, self.append_now(append)).await
@@ -201,6 +205,19 @@ impl LockedHeads {
         Ok(done)
     }
 
+    /// Commits something that changes nothing: whether a commit comes through at all.
+    pub(crate) async fn touch(self) -> Result<(), StoreError> {
+        within(COMMIT_TIMEOUT, self.touch_now()).await
+    }
+
+    async fn touch_now(mut self) -> Result<(), StoreError> {
+        let touch = "update partition_heads set position = position where partition = 0";
+        sqlx::query(touch).execute(&mut self.connection).await?;
+        end(&mut self.connection, Appended::Done).await?;
+        *self.slot = Some(self.connection);
+        Ok(())
+    }
+
     /// Lets go without having written. A connection that does not answer is dropped, and PostgreSQL rolls back.
     pub(crate) async fn release(mut self) {
         let rolled_back =
@@ -211,12 +228,8 @@ impl LockedHeads {
     }
 }
 
-/// Gives up after a while. The connection is dropped with the future, so nothing half read is used again.
-pub(super) async fn within<T>(
-    limit: Duration,
-    work: impl Future<Output = Result<T, StoreError>>,
-) -> Result<T, StoreError> {
-    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| Err(timed_out()))
+fn not_connected() -> sqlx::Error {
+    sqlx::Error::Io(io::ErrorKind::NotConnected.into())
 }
 
 /// The events' columns as arrays, for `unnest`.

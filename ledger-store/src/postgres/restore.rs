@@ -10,9 +10,12 @@ use std::{
 };
 
 use ledger_core::{Head, PARTITIONS, Partition, Timestamp};
-use sqlx::{AssertSqlSafe, Connection, PgConnection, Row, postgres::PgCopyIn};
+use sqlx::{
+    AssertSqlSafe, Connection, PgConnection, Row,
+    postgres::{PgConnectOptions, PgCopyIn},
+};
 
-use super::{MIGRATIONS, Postgres, copy, describe, options, version};
+use super::{MIGRATIONS, Postgres, copy, describe, options, tables, version};
 use crate::{
     StoreError,
     index::{IndexEntries, key_run, stored_hash},
@@ -96,7 +99,7 @@ impl Postgres {
 
     /// Removes a ledger that is no longer wanted, and nothing else.
     pub(crate) async fn remove_ledger(&self) -> Result<(), StoreError> {
-        let mut connection = PgConnection::connect_with(&self.options).await?;
+        let mut connection = self.session().await?;
         let mut transaction = connection.begin().await?;
         let next = make_tables(&mut transaction).await.map_err(|error| match error {
             RestoreError::Store(error) => error,
@@ -135,9 +138,13 @@ async fn be_alone(connection: &mut PgConnection, place: &str) -> Result<(), Rest
     }
 }
 
+/// Reading the archive may take its time between two statements.
+pub(super) fn without_idle_limit(options: PgConnectOptions) -> PgConnectOptions {
+    options.options([("idle_in_transaction_session_timeout", "0")])
+}
+
 async fn connect(url: &str) -> Result<(PgConnection, String), StoreError> {
-    // Reading the archive may take its time between two statements.
-    let options = options(url)?.options([("idle_in_transaction_session_timeout", "0")]);
+    let options = without_idle_limit(options(url)?);
     let place = describe(&options);
     let connection = super::connect(&options, &place).await?;
     Ok((connection, place))
@@ -152,6 +159,11 @@ async fn look(connection: &mut PgConnection, place: &str) -> Result<Found, Store
     .fetch_all(&mut *connection)
     .await?;
     if names.is_empty() {
+        // Of another program there may be some by the same names as those that are taken along.
+        let tables = tables(connection).await?;
+        if schema::is_new(&version(connection).await) {
+            schema::refuse_tables(&tables, place, schema::OTHER_DATABASE)?;
+        }
         return Ok(Found::Nothing);
     }
     if !["events", "partition_heads"].iter().all(|name| names.iter().any(|found| found == name)) {
@@ -198,12 +210,27 @@ async fn fill(
     write_heads(&mut transaction, &log.next_heads()).await?;
     let points: Vec<_> = produced.points.into_iter().chain(log.points()).collect();
     write_points(&mut transaction, &points).await?;
+    let left_out = left_out(&mut transaction, &next).await?;
     let kept = change_places(&mut transaction, target, log, &next, place).await?;
     // By now the tables of the database that is served are in the search path, those that were taken along among them.
     let compensations: Vec<_> = produced.compensations.into_values().collect();
     operations::restore_on_postgres(&mut transaction, &compensations).await?;
     transaction.commit().await?;
-    Ok(Restored { events: produced.events, kept })
+    Ok(Restored { events: produced.events, kept, left_out })
+}
+
+/// Tables that are taken along and that the ledger which is there has not any more: empty ones stand in for them.
+async fn left_out(connection: &mut PgConnection, next: &Next) -> Result<Vec<String>, sqlx::Error> {
+    let sql = format!(
+        "select c.relname::text from pg_class c \
+         where c.relnamespace = '{NEXT}'::regnamespace and c.relkind = 'r' \
+             and c.relname <> '_sqlx_migrations' and (c.relname = 'restores' or c.relname <> all($2)) \
+             and to_regclass(format('%s.%I', $1, c.relname)) is null \
+             and exists (select from unnest($2) as made (name) where to_regclass(format('%s.%I', $1, name)) is not null) \
+         order by c.relname"
+    );
+    let missing = sqlx::query_scalar(AssertSqlSafe(sql)).bind(&next.served).bind(made_from_log().collect::<Vec<_>>());
+    missing.fetch_all(connection).await
 }
 
 /// The schema that is served, quoted.

@@ -8,7 +8,7 @@ use sqlx::{AssertSqlSafe, PgPool};
 use super::rows::{Kept, Wanted};
 use crate::{
     checkpoint::ReadModel,
-    postgres::{balance_row, checkpoint_row, freeze_row},
+    postgres::{balance_row, begin_to_read, checkpoint_row, freeze_row},
     row::{BALANCE_COLUMNS, FREEZE_COLUMNS, stored},
     snapshot::CheckpointRow,
 };
@@ -29,8 +29,7 @@ pub(super) async fn read(
     mut kept: Kept,
 ) -> Result<([Option<CheckpointRow>; 2], Kept), StoreError> {
     let number = i16::from(partition.number());
-    let mut transaction = pool.begin().await?;
-    sqlx::query("set transaction isolation level repeatable read read only").execute(&mut *transaction).await?;
+    let mut transaction = begin_to_read(pool).await?;
     let at = [
         checkpoint_row(&mut transaction, ReadModel::Balances, partition).await?,
         checkpoint_row(&mut transaction, ReadModel::Freezes, partition).await?,

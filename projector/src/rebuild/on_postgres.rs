@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 use futures::TryStreamExt;
 use ledger_core::{Event, Hash, Head, PARTITIONS, Partition, digest::PartitionDigest};
 use ledger_store::postgres::Postgres;
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::{NextTables, RebuildError, copy, fill::Tables, replay::Folded, sound};
 use crate::{
     checkpoint::ReadModel,
-    election::LOCK_BASE,
+    election::{LOCK_BASE, TRY_LOCK},
     fold::{self, Changes, Rows},
     postgres,
     row::{BALANCE_COLUMNS, FREEZE_COLUMNS, stored},
@@ -75,11 +75,26 @@ const SWITCH: [(ReadModel, &str); 2] = [
 ];
 const DISCARD: &str = "drop table if exists balances_next, freezes_next, balances_old, freezes_old";
 
-/// Whoever may read the served table may read the next one.
-const GRANT: &str = "do $$
+/// Whoever serves the table serves the next one, whoever makes it: it gets the same owner, and whoever may use the one may
+/// use the other.
+const HAND_OVER: &str = "do $$
     declare
+        served record;
         given record;
     begin
+        for served in
+            select c.relname, pg_get_userbyid(c.relowner) as owner from pg_class c
+            where c.oid in ('balances'::regclass, 'freezes'::regclass) and to_regclass(c.relname || '_next') is not null
+        loop
+            if served.owner <> current_user then
+                begin
+                    execute format('alter table %I owner to %I', served.relname || '_next', served.owner);
+                exception when insufficient_privilege then
+                    raise exception 'the table % belongs to the role % (%); run this as that role',
+                        served.relname, served.owner, sqlerrm using errcode = 'insufficient_privilege';
+                end;
+            end if;
+        end loop;
         for given in
             select c.relname, a.privilege_type, a.grantee::regrole as grantee
             from pg_class c cross join lateral aclexplode(c.relacl) a
@@ -99,14 +114,17 @@ pub(super) struct Next {
 
 impl Next {
     pub(super) async fn create(database: &Postgres, models: &[ReadModel]) -> Result<Self, RebuildError> {
-        let mut connection = PgConnection::connect_with(database.connect_options()).await?;
+        let mut connection = database.session().await?;
         be_alone(&mut connection).await?;
         // Left over from a rebuild that was killed. One whose end its server has not noticed yet may still hold them for
         // a moment; then the lock's time-out says so.
         sqlx::raw_sql(DISCARD).execute(&mut connection).await?;
         let mut next = Self { connection, models: models.to_vec() };
+        // What cannot be handed over is not made.
+        sqlx::query("begin").execute(&mut next.connection).await?;
         next.run(&CREATE).await?;
-        sqlx::raw_sql(GRANT).execute(&mut next.connection).await?;
+        sqlx::raw_sql(HAND_OVER).execute(&mut next.connection).await?;
+        sqlx::query("commit").execute(&mut next.connection).await?;
         Ok(next)
     }
 
@@ -122,7 +140,7 @@ impl Next {
 async fn be_alone(connection: &mut PgConnection) -> Result<(), RebuildError> {
     let began = Instant::now();
     loop {
-        let lock = sqlx::query_scalar("select pg_try_advisory_lock($1)").bind(REBUILD_LOCK);
+        let lock = sqlx::query_scalar(TRY_LOCK).bind(REBUILD_LOCK);
         if lock.fetch_one(&mut *connection).await? {
             return Ok(());
         }
@@ -221,7 +239,7 @@ pub(super) struct Filler {
 
 impl Filler {
     pub(super) async fn connect(database: &Postgres) -> Result<Self, RebuildError> {
-        let mut connection = PgConnection::connect_with(database.connect_options()).await?;
+        let mut connection = database.session().await?;
         // The switch's own commit waits for the disk, and with it for all that was written before.
         sqlx::query("set synchronous_commit = off").execute(&mut connection).await?;
         Ok(Self { connection })

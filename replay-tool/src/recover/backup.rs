@@ -8,11 +8,9 @@ use std::{
 };
 
 use futures::StreamExt;
-use ledger_store::sqlite::copy_of_open;
+use ledger_store::{postgres::begin_session, sqlite::copy_of_open};
 use serde_json::{Value, json};
-use sqlx::{
-    AssertSqlSafe, ConnectOptions, Connection, PgConnection, postgres::PgConnectOptions, sqlite::SqliteConnectOptions,
-};
+use sqlx::{AssertSqlSafe, ConnectOptions, PgConnection, postgres::PgConnectOptions, sqlite::SqliteConnectOptions};
 
 use super::steps::now;
 use crate::context::Failure;
@@ -160,7 +158,7 @@ async fn copy_out(connection: &mut PgConnection, statement: &str, out: &mut impl
 
 async fn connect(url: &str) -> Result<PgConnection, Failure> {
     let options = PgConnectOptions::from_str(url)?.application_name("replay-tool recover").disable_statement_logging();
-    Ok(PgConnection::connect_with(&options).await?)
+    Ok(begin_session(&options).await?)
 }
 
 /// A file that is written compressed.

@@ -5,9 +5,10 @@
 
 use std::str::FromStr;
 
-use ledger_store::{Database, StoreError, error::chain};
+use ledger_store::{Database, StoreError, error::chain, postgres::begin_session};
 use sqlx::{
     ConnectOptions, Connection, PgConnection, SqliteConnection,
+    postgres::PgConnectOptions,
     sqlite::{SqliteConnectOptions, SqliteJournalMode},
 };
 
@@ -27,13 +28,7 @@ impl Pause {
     pub(super) async fn begin(database: &Database, url: &str) -> Result<Self, Failure> {
         match database {
             Database::Postgres(postgres) => {
-                let options = postgres
-                    .connect_options()
-                    .clone()
-                    .application_name("replay-tool recover")
-                    // The session is silent while others work.
-                    .options([("idle_session_timeout", "0"), ("lock_timeout", "60s")]);
-                let mut connection = options.connect().await?;
+                let mut connection = begin_session(&patient(postgres.connect_options())).await?;
                 sqlx::query(APPENDS).execute(&mut connection).await?;
                 Ok(Self::Postgres(connection))
             }
@@ -67,5 +62,23 @@ impl Pause {
                 let _ = connection.close().await;
             }
         }
+    }
+}
+
+/// A session that waits for a commit as long as one may take. It is silent while others work, which no limit forbids: those
+/// that only newer versions have are none that it can begin with.
+fn patient(options: &PgConnectOptions) -> PgConnectOptions {
+    options.clone().application_name("replay-tool recover").options([("lock_timeout", "60s")])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_session_begins_with_what_every_version_knows() {
+        let options = patient(&PgConnectOptions::new());
+        assert_eq!(options.get_options().map(|begun| begun.ends_with("-c lock_timeout=60s")), Some(true));
+        assert_eq!(options.get_options().map(|begun| begun.contains("session_timeout")), Some(false));
     }
 }

@@ -97,8 +97,6 @@ async fn change_places_once(
         let told = restores_to_take_along(&format!("{NEXT}."), &format!("{served}.restores"), log.epoch);
         let script = format!(
             "do $$
-             declare
-                 given record;
              begin
                  {locks}
                  begin
@@ -116,19 +114,7 @@ async fn change_places_once(
              end
              $$;",
             locks = locks.collect::<Vec<_>>().join(" "),
-            hand_over = each_table(
-                served,
-                &made_from_log,
-                "-- To whom it belongs and who may use it stays as it is.
-                 if owner <> current_user then execute format('alter table %s owner to %I', made, owner); end if;
-                 for given in
-                     select a.privilege_type, a.grantee::regrole as grantee from pg_class c
-                     cross join lateral aclexplode(c.relacl) a
-                     where c.oid = served::regclass and a.grantee <> 0 and a.grantee <> c.relowner
-                 loop
-                     execute format('grant %s on %s to %s', given.privilege_type, made, given.grantee);
-                 end loop;"
-            ),
+            hand_over = hand_over(served, &made_from_log),
             tables = each_table(served, &made_from_log, &make_room),
             functions = each_function(served, &make_room_for_functions),
         );
@@ -149,6 +135,39 @@ async fn change_places_once(
     );
     sqlx::raw_sql(AssertSqlSafe(script)).execute(&mut *connection).await?;
     Ok(is_there && target == Target::Replace)
+}
+
+/// A block in PL/pgSQL that leaves everything to whom it belongs, and who may use it as they are. What is not there any more
+/// belonged to whoever has the rest.
+fn hand_over(served: &str, made_from_log: &str) -> String {
+    format!(
+        "declare
+             given record;
+             sibling name := (select pg_get_userbyid(c.relowner) from pg_class c
+                 where c.relnamespace = '{served}'::regnamespace and c.relkind = 'r' and c.relname in ({made_from_log})
+                 order by c.relname <> 'events', c.relname limit 1);
+         begin
+             {present}
+             if sibling <> current_user then {missing} {functions} end if;
+         end;",
+        present = each_table(
+            served,
+            made_from_log,
+            "if owner <> current_user then execute format('alter table %s owner to %I', made, owner); end if;
+             for given in
+                 select a.privilege_type, a.grantee::regrole as grantee from pg_class c
+                 cross join lateral aclexplode(c.relacl) a
+                 where c.oid = served::regclass and a.grantee <> 0 and a.grantee <> c.relowner
+             loop
+                 execute format('grant %s on %s to %s', given.privilege_type, made, given.grantee);
+             end loop;"
+        ),
+        missing = every_table(&format!(
+            "if to_regclass(format('%s.%I', '{served}', name)) is null
+             then execute format('alter table %s owner to %I', made, sibling); end if;"
+        )),
+        functions = every_function("execute format('alter function %s owner to %I', made, sibling);"),
+    )
 }
 
 /// Nothing may have been appended since the log was read: who held appends back may have lost the lock without a word.
