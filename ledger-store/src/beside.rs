@@ -7,7 +7,7 @@ use ledger_core::PARTITIONS;
 use serde::{Serialize, de::DeserializeOwned};
 use sqlx::{AssertSqlSafe, PgConnection, SqliteConnection};
 
-use crate::{Database, StoreError};
+use crate::{Database, StoreError, error::end_on_lost_sync};
 
 /// Every partition, for a query that is led by it and wants all.
 pub(crate) static EVERY_PARTITION: LazyLock<String> = LazyLock::new(|| {
@@ -69,9 +69,9 @@ impl Table {
                 Ok(insert.execute(database.pool()).await?.rows_affected())
             }
             Database::Sqlite(database) => {
-                let mut turn = database.durable_turn().await;
+                let mut turn = database.durable_turn().await?;
                 sqlx::query("pragma synchronous = full").execute(&mut *turn).await?;
-                self.insert_on_sqlite(&mut turn, rows).await
+                self.insert_on_sqlite(&mut turn, rows).await.map_err(end_on_lost_sync)
             }
         }
     }
@@ -90,10 +90,11 @@ impl Table {
                 change.bind(partition).bind(operation.to_owned()).execute(database.pool()).await?;
             }
             Database::Sqlite(database) => {
-                let mut turn = database.durable_turn().await;
+                let mut turn = database.durable_turn().await?;
                 sqlx::query("pragma synchronous = full").execute(&mut *turn).await?;
                 let change = sqlx::query(AssertSqlSafe(change));
-                change.bind(partition).bind(operation.to_owned()).execute(&mut *turn).await?;
+                let change = change.bind(partition).bind(operation.to_owned()).execute(&mut *turn).await;
+                change.map_err(|error| end_on_lost_sync(error.into()))?;
             }
         }
         Ok(())

@@ -64,6 +64,8 @@ const DAMAGE_CLASS: &str = "XX";
 const DAMAGE_ON_SQLITE: [i32; 2] = [11, 26];
 /// SQLite's codes for a part of the file that the disk does not give: `SQLITE_IOERR_READ`, `_SHORT_READ`, `_DATA` and `_CORRUPTFS`.
 const UNREADABLE_ON_SQLITE: [i32; 4] = [266, 522, 8_202, 8_458];
+/// SQLite's codes for a flush that failed: `SQLITE_IOERR_FSYNC` and `_DIR_FSYNC`.
+const LOST_ON_SQLITE: [i32; 2] = [1_034, 1_290];
 
 impl StoreError {
     /// Whether the same may succeed a moment later: a connection was lost, none was free, or others held a lock. It says
@@ -111,6 +113,13 @@ impl StoreError {
                 None => of_rusqlite(error).is_some_and(|error| error.sqlite_error().is_none()),
             },
         }
+    }
+
+    /// Whether the disk did not take what SQLite told it to keep.
+    #[must_use]
+    pub fn is_lost_sync(&self) -> bool {
+        let code = self.of_the_driver().and_then(Code::of);
+        matches!(code, Some(Code::Sqlite(code)) if LOST_ON_SQLITE.contains(&code))
     }
 
     /// Whether a table or a column that must be there is not.
@@ -181,6 +190,30 @@ pub(crate) fn is_missing(error: &sqlx::Error) -> bool {
             .any(|words| error.to_string().contains(words)),
         _ => false,
     }
+}
+
+/// Ends the process at once where the disk did not take what SQLite told it to keep, and gives every other error back: for
+/// whatever waits for the disk.
+#[must_use]
+pub fn end_on_lost_sync(error: StoreError) -> StoreError {
+    if error.is_lost_sync() {
+        end_with_lost_sync(&chain(&error));
+    }
+    error
+}
+
+/// Ends the process, because a flush failed.
+///
+/// The operating system says so once and takes what it could not write for written: the next flush would succeed without it, and
+/// what is acknowledged after that would stand behind a hole in the log, and be gone when the power fails. The next start
+/// writes all of the log anew. Nothing is closed on the way out, because to close the file would copy the log back and
+/// delete it.
+pub(crate) fn end_with_lost_sync(why: &str) -> ! {
+    tracing::error!(
+        error = why,
+        "the disk did not keep what it was told to, and would not say so again: this process ends; look at the disk and start it again"
+    );
+    std::process::abort()
 }
 
 /// An error and what caused it, in one line: Display of each level says one thing.
@@ -261,6 +294,20 @@ mod tests {
         assert_eq!(judged(&garbage), (false, true), "{garbage}");
         let missing = opened(&folder.path().join("other.db")).await;
         assert_eq!(judged(&missing), (false, false), "{missing}");
+    }
+
+    #[test]
+    fn a_flush_that_failed_is_told_from_every_other_error() {
+        let of = |code| StoreError::from(rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None));
+        for code in [1_034, 1_290] {
+            assert!(of(code).is_lost_sync(), "{code}");
+            assert_eq!(judged(&of(code)), (false, false), "{code}");
+        }
+        // Others hold it, no more is said, damaged, no room, cannot be read, written, cut short or locked.
+        for code in [5, 10, 11, 13, 266, 778, 1_546, 3_850] {
+            assert!(!of(code).is_lost_sync(), "{code}");
+        }
+        assert!(!StoreError::from(sqlx::Error::Io(Error::from(ErrorKind::StorageFull))).is_lost_sync());
     }
 
     #[tokio::test]

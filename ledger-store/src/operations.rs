@@ -17,6 +17,7 @@ use crate::{
     beside::Table,
     ledger::{failed, system_time, unavailable},
     refusals::{self, Refusal, Time},
+    sqlite::id_of,
 };
 
 /// The most transactions that are reversed at once: as many as an atomic batch has.
@@ -85,10 +86,15 @@ impl Unreadable {
         u8::try_from(self.partition).ok().and_then(Partition::new)
     }
 
-    /// Whether it closes an operation all the same: that goes by its place.
+    /// The operation that it stands in the place of, in whichever form that is written.
+    fn names(&self) -> Option<Uuid> {
+        let id = Uuid::try_parse(&self.operation_id).ok()?;
+        (self.partition == i64::from(operation::partition(id).number())).then_some(id)
+    }
+
+    /// Whether it closes an operation all the same: that goes by its place, and on SQLite by its text.
     fn closes(&self) -> bool {
-        Uuid::try_parse(&self.operation_id)
-            .is_ok_and(|id| self.partition == i64::from(operation::partition(id).number()))
+        id_of(&self.operation_id).is_some() && self.names().is_some()
     }
 }
 
@@ -386,7 +392,16 @@ impl Database {
                     Table::change(self, &what, row.partition, &row.operation_id).await?;
                     continue;
                 }
-                Some(Err(row)) => Table::change(self, DELETE, row.partition, &row.operation_id).await?,
+                Some(Err(row)) => {
+                    let mut what = DELETE.to_owned();
+                    // What only this row tells it is to tell in the form in which it is found.
+                    if let Some(id) = row.names().filter(|_| told.is_none() && row.reversals == 0)
+                        && self.compensation(id).await?.is_none()
+                    {
+                        what = format!("update compensations set operation_id = '{id}'");
+                    }
+                    Table::change(self, &what, row.partition, &row.operation_id).await?;
+                }
                 None => {}
             }
             if let Some((told, _)) = told {
@@ -402,15 +417,19 @@ impl Database {
     ) -> Result<(HashMap<(u8, Uuid), Compensation>, HashMap<(i64, String), Unreadable>), StoreError> {
         let (mut rows, mut unreadable) = (HashMap::new(), HashMap::new());
         for text in COMPENSATIONS.select_texts(self, "", &[]).await? {
-            match serde_json::from_str::<Compensation>(&text) {
+            let row: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+            let operation_id = row["operation_id"].as_str().unwrap_or_default().to_owned();
+            let read = match id_of(&operation_id) {
+                Some(_) => serde_json::from_str::<Compensation>(&text).map_err(|error| error.to_string()),
+                None => Err(format!("operation_id is `{operation_id}`, not an id as the ledger writes it")),
+            };
+            match read {
                 Ok(row) => drop(rows.insert((row.partition, row.operation_id), row)),
-                Err(error) => {
-                    let row: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
+                Err(why) => {
                     let partition = row["partition"].as_i64().unwrap_or(-1);
-                    let operation_id = row["operation_id"].as_str().unwrap_or_default().to_owned();
                     let reversals = row["reversals"].as_i64().unwrap_or(-1);
                     let place = (partition, operation_id.clone());
-                    unreadable.insert(place, Unreadable { partition, operation_id, reversals, why: error.to_string() });
+                    unreadable.insert(place, Unreadable { partition, operation_id, reversals, why });
                 }
             }
         }

@@ -3,14 +3,13 @@
 use std::time::Instant;
 
 use foldhash::HashMap;
-use ledger_core::{AccountId, Balance, Freeze, Head, PARTITIONS, Partition, Position, Timestamp};
+use ledger_core::{AccountId, Balance, Freeze, Head, PARTITIONS, Partition, Position};
 use ledger_store::{
     StoreError,
-    sqlite::{ROWS_MAX, Sqlite, padded, values},
+    sqlite::{ROWS_MAX, Sqlite, id_of, padded, time_of, values},
 };
 use serde_json::json;
 use sqlx::{Acquire, AssertSqlSafe, Executor, Row, Sqlite as Driver, SqliteConnection, SqlitePool, sqlite::SqliteRow};
-use uuid::Uuid;
 
 use crate::{
     checkpoint::{ReadModel, Step},
@@ -433,13 +432,13 @@ pub(crate) fn balance(row: &SqliteRow) -> Result<Result<Balance, DamagedModelRow
 pub(crate) fn balance_row(row: &SqliteRow) -> Result<BalanceRow, StoreError> {
     Ok(BalanceRow {
         partition: row.try_get(0)?,
-        account_id: uuid(row.try_get(1)?),
+        account_id: id_of(row.try_get(1)?),
         position: row.try_get(2)?,
         version: row.try_get(3)?,
         balance: row.try_get(4)?,
         frozen: row.try_get(5)?,
         available: row.try_get(6)?,
-        updated_at: Timestamp::parse(row.try_get(7)?),
+        updated_at: time_of(row.try_get(7)?),
         status: row.try_get(8)?,
         user_id: row.try_get(9)?,
         credit_type: row.try_get(10)?,
@@ -460,19 +459,15 @@ pub(crate) fn freeze_row(row: &SqliteRow) -> Result<FreezeRow, StoreError> {
         released: row.try_get(5)?,
         expires_at: match row.try_get::<Option<&str>, _>(6)? {
             None => Some(None),
-            Some(text) => Timestamp::parse(text).map(Some),
+            Some(text) => time_of(text).map(Some),
         },
-        created_at: Timestamp::parse(row.try_get(7)?),
-        freeze_id: uuid(row.try_get(8)?),
-        account_id: uuid(row.try_get(9)?),
+        created_at: time_of(row.try_get(7)?),
+        freeze_id: id_of(row.try_get(8)?),
+        account_id: id_of(row.try_get(9)?),
         status: row.try_get(10)?,
         user_id: row.try_get(11)?,
         credit_type: row.try_get(12)?,
         business_code: row.try_get(13)?,
         business_id: row.try_get(14)?,
     })
-}
-
-fn uuid(text: &str) -> Option<Uuid> {
-    Uuid::try_parse(text).ok()
 }

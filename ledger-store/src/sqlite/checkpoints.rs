@@ -19,7 +19,10 @@ use sqlx::{AssertSqlSafe, Connection, SqliteConnection, sqlite::SqliteConnectOpt
 use tokio::{sync::Notify, task::AbortHandle, time::sleep};
 
 use super::{Sqlite, files::never_closed};
-use crate::{StoreError, error::chain};
+use crate::{
+    StoreError,
+    error::{chain, end_on_lost_sync, end_with_lost_sync},
+};
 
 /// Pages of the log that are worth a checkpoint: 64 MiB.
 const PAGES: u64 = 16_000;
@@ -38,6 +41,8 @@ const PAUSE: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// How long it waits after a failure.
 const RETRY: Duration = Duration::from_secs(5);
+/// How long who stops waits for those who are in the way of the last checkpoint.
+const LAST_PATIENCE: Duration = Duration::from_secs(5);
 
 /// How many pages the log has, about. SQLite is asked when it seems to be time.
 #[derive(Debug, Default)]
@@ -63,7 +68,7 @@ impl Sqlite {
         let database = self.clone();
         let task = tokio::spawn(async move {
             let mut file = None;
-            while let Err(error) = database.make_checkpoints(&mut file).await {
+            while let Err(error) = database.make_checkpoints(&mut file).await.map_err(end_on_lost_sync) {
                 tracing::warn!(error = %chain(&error), "the write-ahead log could not be copied back; trying again");
                 sleep(RETRY).await;
             }
@@ -74,7 +79,7 @@ impl Sqlite {
     async fn make_checkpoints(&self, file: &mut Option<NeverClosed>) -> Result<(), StoreError> {
         let options = SqliteConnectOptions::clone(&self.options).busy_timeout(READERS_PATIENCE);
         let mut connection = SqliteConnection::connect_with(&options).await?;
-        sqlx::query(FALLBACK).execute(&mut *self.writer.lock().await).await?;
+        sqlx::query(FALLBACK).execute(&mut *self.durable_turn().await?).await?;
         let file = match file {
             Some(file) => &*file,
             None => file.insert(Arc::new(never_closed(&*self.file).map_err(sqlx::Error::Io)?)),
@@ -104,7 +109,10 @@ impl Sqlite {
             // SQLite waits for the disk only with the last page of the log, and so while nobody may commit.
             let file = file.clone();
             let synced = tokio::task::spawn_blocking(move || file.sync_data());
-            synced.await.unwrap_or(Ok(())).map_err(sqlx::Error::Io)?;
+            if let Err(error) = synced.await.unwrap_or(Ok(())) {
+                // The pages that were copied would count as kept, and the log would begin anew over them.
+                end_with_lost_sync(&error.to_string());
+            }
             let (is_busy, pages, copied) = checkpoint(connection, "noop").await?;
             left = if is_busy { u64::MAX } else { pages.saturating_sub(copied) };
             if left <= PAGES_LEFT {
@@ -125,8 +133,24 @@ impl Sqlite {
     }
 }
 
+/// Copies the whole log, after the last commit. False when others were in the way all the time.
+pub(super) async fn copy_all_back(connection: &mut SqliteConnection) -> Result<bool, StoreError> {
+    let began = Instant::now();
+    loop {
+        // A passive one keeps nobody from going on, whoever else has the file open.
+        let (is_busy, pages, copied) = checkpoint(connection, "passive").await?;
+        if !is_busy && copied >= pages {
+            return Ok(true);
+        }
+        if began.elapsed() >= LAST_PATIENCE {
+            return Ok(false);
+        }
+        sleep(PAUSE).await;
+    }
+}
+
 /// Makes a checkpoint of this kind. Tells whether somebody was in its way, the log's pages, and how many of them are copied.
-async fn checkpoint(connection: &mut SqliteConnection, kind: &str) -> Result<(bool, u64, u64), StoreError> {
+pub(super) async fn checkpoint(connection: &mut SqliteConnection, kind: &str) -> Result<(bool, u64, u64), StoreError> {
     let (is_busy, pages, copied): (bool, i64, i64) =
         sqlx::query_as(AssertSqlSafe(format!("pragma wal_checkpoint({kind})"))).fetch_one(connection).await?;
     // -1 before there is any log.
@@ -137,6 +161,7 @@ async fn checkpoint(connection: &mut SqliteConnection, kind: &str) -> Result<(bo
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sqlite::copy_of_open;
 
     async fn write(database: &Sqlite) {
         let mut turn = database.relaxed_turn().await.expect("a turn");
@@ -178,6 +203,51 @@ mod tests {
         };
         tokio::time::timeout(Duration::from_secs(60), begun_anew).await.expect("the log begins anew");
         upkeep.abort();
+        database.close().await;
+    }
+
+    /// Part of it may not be on the disk, whatever the operating system says.
+    #[tokio::test]
+    async fn what_a_crash_left_in_the_log_is_copied_back_before_anything_else() {
+        let folders = [tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder")];
+        let database = ledger(&folders[0]).await;
+        write(&database).await;
+        // As a crash would leave them.
+        for name in ["ledger.db", "ledger.db-wal"] {
+            let [from, to] = [0, 1].map(|folder| folders[folder].path().join(name));
+            copy_of_open(&from, &to).expect("there is room");
+        }
+        database.close().await;
+        let url = format!("sqlite://{}", folders[1].path().join("ledger.db").display());
+        let database = Sqlite::open(&url, true).await.expect("a ledger");
+        let mut turn = database.durable_turn().await.expect("a turn");
+        let (_, pages, copied) = checkpoint(&mut turn, "noop").await.expect("a look");
+        assert!(pages > 100 && copied == pages, "the row takes a hundred pages, there are {pages}, {copied} copied");
+        drop(turn);
+        database.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_ledger_that_was_closed_is_whole_in_its_file_even_beside_somebody_who_has_it_open() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let [file, copy] = ["ledger.db", "copy.db"].map(|name| folder.path().join(name));
+        let database = ledger(&folder).await;
+        for round in 1..=5 {
+            let reopened = Sqlite::open(&format!("sqlite://{}", file.display()), true).await.expect("a ledger");
+            let mut other = SqliteConnection::connect_with(&reopened.options).await.expect("a connection");
+            sqlx::query("select count(*) from scratch").execute(&mut other).await.expect("a read");
+            write(&reopened).await;
+            let clone = reopened.clone();
+            reopened.close().await;
+            assert!(clone.relaxed_turn().await.is_err(), "closed is closed");
+            copy_of_open(&file, &copy).expect("there is room");
+            let mut alone =
+                SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(&copy)).await.expect("it");
+            let rows: i64 =
+                sqlx::query_scalar("select count(*) from scratch").fetch_one(&mut alone).await.expect("a read");
+            assert_eq!(rows, round);
+            alone.close().await.expect("closed");
+        }
         database.close().await;
     }
 

@@ -3,7 +3,22 @@
 //! SQLite's locks are the process's, not the descriptor's: they would be gone once any descriptor of the file were closed.
 //! See <https://sqlite.org/howtocorrupt.html#_posix_advisory_locks_canceled_by_a_separate_thread_doing_close_>.
 
-use std::{fs::File, io, mem::ManuallyDrop, path::Path};
+use std::{
+    fs::{self, File},
+    io,
+    mem::ManuallyDrop,
+    os::unix::fs::MetadataExt,
+    path::Path,
+};
+
+/// What tells a file from every other one, whatever its name is: its device and its number there.
+pub(super) type Identity = (u64, u64);
+
+/// Which file has this name; none when it cannot be looked for.
+pub(super) fn identity(file: &Path) -> Option<Identity> {
+    let found = fs::metadata(file).ok()?;
+    Some((found.dev(), found.ino()))
+}
 
 /// Opens a file that this process may have open as a database, never to close it.
 pub(super) fn never_closed(file: impl AsRef<Path>) -> io::Result<ManuallyDrop<File>> {

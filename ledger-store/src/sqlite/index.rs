@@ -102,13 +102,18 @@ impl Sqlite {
         .await
     }
 
-    /// The indexed events of every account under a business key's hash: where they are.
-    pub(crate) async fn business_positions(&self, business: u64) -> Result<Vec<(Partition, Position)>, StoreError> {
+    /// The indexed events of every account under a business key's hash: where they are, or at most `limit` of them are.
+    pub(crate) async fn business_positions(
+        &self,
+        business: u64,
+        limit: i64,
+    ) -> Result<Vec<(Partition, Position)>, StoreError> {
         let runs = RUNS.as_str();
         let sql = |values| {
             format!(
                 "{runs} select k.partition, k.position from ({values}) w cross join runs r \
-                 cross join key_positions k on k.partition = w.column1 and k.run = r.run and k.business_hash = w.column2"
+                 cross join key_positions k on k.partition = w.column1 and k.run = r.run and k.business_hash = w.column2 \
+                 limit {limit}"
             )
         };
         let partitions: Vec<_> = Partition::all().collect();

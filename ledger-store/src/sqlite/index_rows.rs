@@ -6,7 +6,7 @@ use ledger_core::{Partition, Position};
 use rusqlite::{Connection, OptionalExtension, Params, Row};
 use uuid::Uuid;
 
-use super::{Sqlite, scan};
+use super::{Sqlite, id_of, scan};
 use crate::{
     StoreError,
     index_rows::{AccountRow, IndexRows, KeyRow, KeySum, KeySums},
@@ -125,7 +125,7 @@ fn account(row: &Row<'_>) -> rusqlite::Result<AccountRow> {
 }
 
 fn id(row: &Row<'_>) -> rusqlite::Result<Option<Uuid>> {
-    Ok(row.get_ref(0)?.as_str().ok().and_then(|text| Uuid::try_parse(text).ok()))
+    Ok(row.get_ref(0)?.as_str().ok().and_then(id_of))
 }
 
 fn key(row: &Row<'_>) -> rusqlite::Result<KeyRow> {

@@ -13,13 +13,13 @@ use sqlx::{
     query::Query,
     sqlite::{SqliteArguments, SqliteRow},
 };
-use tokio::sync::OwnedMutexGuard;
 
-use super::{ROWS_MAX, Sqlite, padded, rows, values};
+use super::{ROWS_MAX, Sqlite, Turn, padded, rows, values};
 use crate::{
     DamagedRow, StoreError,
     append::{Append, Appended},
     database::Bound,
+    error::end_on_lost_sync,
     operations,
     row::{self, COLUMN_COUNT, COLUMNS, JOINED_COLUMNS, stored},
 };
@@ -30,14 +30,15 @@ const INSERT_ROWS_MAX: usize = 256;
 
 /// A transaction in which the heads are locked, for a writer that lost a race.
 #[derive(Debug)]
-pub(crate) struct LockedHeads(OwnedMutexGuard<SqliteConnection>);
+pub(crate) struct LockedHeads(Turn);
 
 impl Sqlite {
     /// Commits a batch in a transaction of its own.
     pub(crate) async fn append(&self, append: &Append) -> Result<Appended, StoreError> {
-        let mut turn = self.durable_turn().await;
+        let mut turn = self.durable_turn().await?;
         let connection = &mut *turn;
         if append.only_compares() {
+            self.refuse_replaced()?;
             // Nothing to write: one statement reads the heads in a snapshot that began after the commands came.
             return Ok(if agrees(&read_heads(connection).await?, append) {
                 Appended::Done
@@ -55,12 +56,15 @@ impl Sqlite {
             finish(connection, done).await
         };
         self.share.committed_within(began.elapsed());
-        done
+        let done = done.map_err(end_on_lost_sync);
+        // After the commit: what is acknowledged went into the file that others will find.
+        self.refuse_replaced().and(done)
     }
 
     /// Begins a transaction and locks the heads, so that the next append cannot lose a race.
     pub(crate) async fn lock_heads(&self) -> Result<(LockedHeads, [Head; PARTITIONS]), StoreError> {
-        let mut turn = self.durable_turn().await;
+        let mut turn = self.durable_turn().await?;
+        self.refuse_replaced()?;
         begin(&mut turn).await?;
         match read_heads(&mut turn).await {
             Ok(heads) => Ok((LockedHeads(turn), heads)),
@@ -164,7 +168,18 @@ impl LockedHeads {
     /// Writes the batch and commits; the heads were locked, so only a writer that decided on other heads can lose.
     pub(crate) async fn append(mut self, append: &Append) -> Result<Appended, StoreError> {
         let done = write(&mut self.0, append).await;
-        finish(&mut self.0, done).await
+        finish(&mut self.0, done).await.map_err(end_on_lost_sync)
+    }
+
+    /// Commits something that changes nothing: whether a commit comes through at all.
+    pub(crate) async fn touch(mut self) -> Result<(), StoreError> {
+        match sqlx::raw_sql(TOUCH).execute(&mut *self.0).await {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                rollback(&mut self.0).await;
+                Err(end_on_lost_sync(error.into()))
+            }
+        }
     }
 
     /// Lets go without having written.
@@ -362,6 +377,10 @@ fn agrees(heads: &[Head; PARTITIONS], append: &Append) -> bool {
     append.advances.iter().all(|(partition, before, _)| heads[partition.index()] == *before)
         && append.judged.iter().all(|(partition, head)| heads[partition.index()] == *head)
 }
+
+/// There and back, because SQLite does not write a page whose bytes are what they were.
+const TOUCH: &str = "update partition_heads set position = position + 1 where partition = 0; \
+    update partition_heads set position = position - 1 where partition = 0; commit";
 
 /// Begins a transaction whose commit is durable.
 const BEGIN: &str = concat!("pragma synchronous = full", "; begin immediate");

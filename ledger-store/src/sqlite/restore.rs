@@ -16,7 +16,7 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
 };
 
-use super::{MIGRATIONS, Sqlite, files::copy_of_open, index, log, version};
+use super::{MIGRATIONS, Sqlite, files::copy_of_open, index, is_a_folder, log, tables, version};
 use crate::{
     StoreError,
     error::chain,
@@ -30,7 +30,8 @@ use crate::{
 
 /// Of the new file in memory while it is written, in KiB, as SQLite writes it: negative.
 const CACHE: &str = "-65536";
-/// The restores of the file that is replaced.
+const OLD_FILE: &str = "the file that is replaced";
+/// Its restores.
 const OLD_RESTORES: &str = "temp.old_restores";
 /// A look-up for each row; the events of a new file cannot be there already.
 const CHECK_OF_EACH_INSERT: &str = "events_are_not_replaced";
@@ -45,24 +46,32 @@ impl Sqlite {
         match fs::metadata(&path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Found::Nothing),
             Err(error) => return Err(StoreError::Address(format!("cannot read {}: {error}", path.display()))),
+            Ok(file) if file.is_dir() => return Err(StoreError::Address(is_a_folder(&path.display().to_string()))),
             Ok(file) if file.len() == 0 => return Ok(Found::Nothing),
             Ok(_) => {}
         }
+        let place = path.display().to_string();
         let mut connection = existing(&path)?.connect().await?;
-        let tables: i64 = sqlx::query_scalar("select count(*) from sqlite_master where type = 'table'")
-            .fetch_one(&mut connection)
-            .await
-            .map_err(|error| match StoreError::from(error) {
-                error if error.is_damage() => {
-                    StoreError::Schema(format!("{} is no SQLite database: {}", path.display(), chain(&error)))
-                }
-                error => error,
-            })?;
-        if tables == 0 {
+        let mut tables = tables(&mut connection).await.map_err(|error| match StoreError::from(error) {
+            error if error.is_damage() => {
+                StoreError::Schema(format!("{place} is no SQLite database: {}", chain(&error)))
+            }
+            error => error,
+        })?;
+        if tables.is_empty() {
             return Ok(Found::Nothing);
         }
-        schema::check(version(&mut connection).await, &MIGRATIONS, &path.display().to_string())?;
+        let found = version(&mut connection).await;
+        if schema::is_new(&found) {
+            schema::refuse_tables(&tables, &place, schema::OTHER_DATABASE)?;
+        }
+        schema::check(found, &MIGRATIONS, &place)?;
         let has_events = has_events(&mut connection).await?;
+        if !has_events {
+            // The whole file is replaced, with whatever else is in it.
+            tables.retain(|table| !schema::is_made(&MIGRATIONS, table));
+            schema::refuse_tables(&tables, &place, schema::OTHER_DATABASE)?;
+        }
         connection.close().await?;
         Ok(if has_events { Found::Ledger } else { Found::EmptyLedger })
     }
@@ -74,10 +83,10 @@ impl Sqlite {
             return Err(RestoreError::NotEmpty(path.display().to_string()));
         }
         let next = Next::create(&path)?;
-        let events = fill(&next.path, &path, &log).await?;
+        let (events, left_out) = fill(&next.path, &path, &log).await?;
         next.lock.sync_all().map_err(|error| files("write", &next.path, &error))?;
         let kept = take_place(next, &path, target, &log).await?;
-        Ok(Restored { events, kept })
+        Ok(Restored { events, kept, left_out })
     }
 
     /// Removes the file and what stands beside it.
@@ -155,11 +164,11 @@ impl Drop for Next {
     }
 }
 
-/// Writes the whole file.
-async fn fill(next: &Path, old: &Path, log: &Arc<Log>) -> Result<u64, RestoreError> {
+/// Writes the whole file. Tells how many events it holds, and which tables could not be taken along.
+async fn fill(next: &Path, old: &Path, log: &Arc<Log>) -> Result<(u64, Vec<String>), RestoreError> {
     let mut connection = SqliteConnectOptions::new()
         .filename(next)
-        .journal_mode(SqliteJournalMode::Off)
+        .journal_mode(SqliteJournalMode::Memory)
         .synchronous(SqliteSynchronous::Off)
         .pragma("cache_size", CACHE)
         .pragma("temp_store", "memory")
@@ -171,8 +180,9 @@ async fn fill(next: &Path, old: &Path, log: &Arc<Log>) -> Result<u64, RestoreErr
         .bind(CHECK_OF_EACH_INSERT)
         .fetch_one(&mut connection)
         .await?;
-    take_along(&mut connection, old).await?;
-    sqlx::raw_sql(AssertSqlSafe(format!("begin; drop trigger {CHECK_OF_EACH_INSERT}")))
+    let left_out = take_along(&mut connection, old).await?;
+    // Until here a table of which only a part could be read was undone. What comes now is whole or comes to nothing.
+    sqlx::raw_sql(AssertSqlSafe(format!("pragma journal_mode = off; begin; drop trigger {CHECK_OF_EACH_INSERT}")))
         .execute(&mut connection)
         .await?;
     let mut parts = Parts::start(log.clone(), |part, hand_on| hand_on(part));
@@ -199,44 +209,59 @@ async fn fill(next: &Path, old: &Path, log: &Arc<Log>) -> Result<u64, RestoreErr
     operations::restore_on_sqlite(&mut connection, &compensations).await?;
     sqlx::raw_sql(AssertSqlSafe(format!("{trigger}; commit"))).execute(&mut connection).await?;
     connection.close().await?;
-    Ok(produced.events)
+    Ok((produced.events, left_out))
 }
 
-/// What the log does not make is taken over from the file that is replaced, as far as it can be read.
-async fn take_along(connection: &mut SqliteConnection, old: &Path) -> Result<(), RestoreError> {
+/// What the log does not make is taken over from the file that is replaced, as far as it can be read. Tells which tables of
+/// it could not be: they are empty.
+async fn take_along(connection: &mut SqliteConnection, old: &Path) -> Result<Vec<String>, RestoreError> {
     let kept = format!("create temp table {OLD_RESTORES} as select * from main.restores");
     sqlx::query(AssertSqlSafe(kept)).execute(&mut *connection).await?;
-    if !old.is_file() {
-        return Ok(());
+    if !fs::metadata(old).is_ok_and(|file| file.is_file() && file.len() > 0) {
+        return Ok(Vec::new());
     }
-    let attached = sqlx::query("attach ? as old").bind(old.display().to_string()).execute(&mut *connection).await;
-    if let Err(error) = attached {
-        tracing::warn!(%error, "the file that is replaced cannot be read");
-        return Ok(());
-    }
-    let tables: Result<Vec<String>, _> = sqlx::query_scalar(
-        "select m.name from sqlite_master m join old.sqlite_master o on o.type = 'table' and o.name = m.name \
-         where m.type = 'table' and m.name <> '_sqlx_migrations' and m.name not like 'sqlite_%'",
+    let tables: Vec<String> = sqlx::query_scalar(
+        "select name from sqlite_master where type = 'table' and name <> '_sqlx_migrations' and name not like 'sqlite_%'",
     )
     .fetch_all(&mut *connection)
-    .await;
-    match tables {
-        Ok(tables) => {
-            let others = tables.iter().map(String::as_str).filter(|table| made_from_log().all(|made| made != *table));
-            // Which of the restores are true is seen once the log is there.
-            let copies = others
-                .map(|table| (table, format!("insert into main.{table} select * from old.{table}")))
-                .chain([("restores", format!("insert into {OLD_RESTORES} select * from old.restores"))]);
-            for (table, copy) in copies {
-                if let Err(error) = sqlx::query(AssertSqlSafe(copy)).execute(&mut *connection).await {
-                    tracing::warn!(%error, table, "the table could not be read, and is empty now");
-                }
-            }
+    .await?;
+    // Which of the restores are true is seen once the log is there.
+    let taken: Vec<_> = tables
+        .into_iter()
+        .filter(|table| table == "restores" || made_from_log().all(|made| made != table.as_str()))
+        .collect();
+    let attached = sqlx::query("attach ? as old").bind(old.display().to_string()).execute(&mut *connection).await;
+    if unless_unreadable(attached, OLD_FILE)?.is_none() {
+        return Ok(taken);
+    }
+    let names = made_from_log().map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
+    let sql = format!("select exists (select 1 from old.sqlite_master where type = 'table' and name in ({names}))");
+    let is_ledger: Result<bool, _> = sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut *connection).await;
+    // A file that never held a ledger lacks nothing.
+    let is_ledger = unless_unreadable(is_ledger, OLD_FILE)?.unwrap_or(true);
+    let mut left_out = Vec::new();
+    for table in taken.into_iter().filter(|_| is_ledger) {
+        let into = if table == "restores" { OLD_RESTORES.to_owned() } else { format!("main.{table}") };
+        let copy = format!("insert into {into} select * from old.{table}");
+        let copied = sqlx::query(AssertSqlSafe(copy)).execute(&mut *connection).await;
+        if unless_unreadable(copied, &table)?.is_none() {
+            left_out.push(table);
         }
-        Err(error) => tracing::warn!(%error, "the file that is replaced cannot be read"),
     }
     sqlx::query("detach old").execute(connection).await?;
-    Ok(())
+    Ok(left_out)
+}
+
+/// What was read; nothing where it cannot be. Others who are in the way say nothing about what is there.
+fn unless_unreadable<T>(read: Result<T, sqlx::Error>, what: &str) -> Result<Option<T>, RestoreError> {
+    match read.map_err(StoreError::from) {
+        Ok(read) => Ok(Some(read)),
+        Err(error) if error.is_passing() => Err(error.into()),
+        Err(error) => {
+            tracing::warn!(error = %chain(&error), what, "it cannot be read, and is not taken along");
+            Ok(None)
+        }
+    }
 }
 
 async fn take_restores_along(connection: &mut SqliteConnection, epoch: Epoch) -> Result<(), RestoreError> {

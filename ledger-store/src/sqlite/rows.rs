@@ -87,7 +87,14 @@ pub(super) fn boolean(column: &'static str, stored: i64) -> Result<bool, Damage>
 
 /// Only the one way in which the ledger writes an instant: the same instant written otherwise is an edited row.
 pub(super) fn time(column: &'static str, text: &str) -> Result<Timestamp, Damage> {
-    instant(text.as_bytes()).ok_or_else(|| (column, format!("is `{text}`, not a time as the ledger writes it")))
+    time_of(text).ok_or_else(|| (column, format!("is `{text}`, not a time as the ledger writes it")))
+}
+
+/// The instant that a text is in the one form in which the ledger writes it. Another form of the same instant stands in another
+/// place among texts.
+#[must_use]
+pub fn time_of(text: &str) -> Option<Timestamp> {
+    instant(text.as_bytes())
 }
 
 /// Digit by digit: a replay reads every event's time, and a parser that takes every form of RFC 3339 takes ten times as
@@ -108,11 +115,15 @@ fn instant(text: &[u8]) -> Option<Timestamp> {
 
 /// Only the one way in which the ledger writes an id.
 pub(super) fn uuid(column: &'static str, text: &str) -> Result<Uuid, Damage> {
+    id_of(text).ok_or_else(|| (column, format!("is `{text}`, not an id as the ledger writes it")))
+}
+
+/// The id that a text is in the one form in which the ledger writes it. Ids are looked up as texts: in another form the same id
+/// is found by nobody.
+#[must_use]
+pub fn id_of(text: &str) -> Option<Uuid> {
     let is_canonical = text.len() == 36 && !text.bytes().any(|byte| byte.is_ascii_uppercase());
-    match Uuid::try_parse(text) {
-        Ok(uuid) if is_canonical => Ok(uuid),
-        _ => Err((column, format!("is `{text}`, not an id as the ledger writes it"))),
-    }
+    Uuid::try_parse(text).ok().filter(|_| is_canonical)
 }
 
 /// Binds an event's columns, in the order of [`crate::row::COLUMNS`].

@@ -19,11 +19,11 @@ use crate::{
     sweep::{Chunk, Extent, PlaceSum, PlaceSums, Table},
 };
 
-/// Row numbers of one chunk: some milliseconds of reading.
-const ROWS: u64 = 4_096;
+/// Row numbers of one chunk: some milliseconds of reading. Each reader has a chunk and what was checked of it in memory.
+const ROWS: u64 = 1_024;
 /// Rows are numbered one after another. Chunks beyond twice as many as the heads promise and these are not looked for: by one row of
 /// a huge number there would be no end of empty ones.
-const CHUNKS_BESIDES: u64 = 4_096;
+const CHUNKS_BESIDES: u64 = 16_384;
 
 /// Reads chunk after chunk by one connection.
 #[derive(Debug)]

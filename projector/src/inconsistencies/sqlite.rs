@@ -1,7 +1,7 @@
 //! On SQLite.
 
 use ledger_core::{Partition, Timestamp};
-use ledger_store::{StoreError, sqlite::Sqlite};
+use ledger_store::{StoreError, error::end_on_lost_sync, sqlite::Sqlite};
 use serde_json::json;
 use sqlx::{AssertSqlSafe, Row, sqlite::SqliteRow};
 use uuid::Uuid;
@@ -107,7 +107,9 @@ pub(super) async fn resolve(
     at: Timestamp,
 ) -> Result<(), StoreError> {
     let mut turn = database.relaxed_turn().await?;
-    sqlx::query(
+    // A person's word cannot be made again from the log, so this turn waits for the disk.
+    sqlx::query("pragma synchronous = full").execute(turn.connection()).await?;
+    let resolve = sqlx::query(
         "update inconsistencies set note = ?4, resolved_at = coalesce(resolved_at, ?5), \
              resolved_by = coalesce(resolved_by, ?3), outcome = coalesce(outcome, 'resolved') \
          where partition = ?1 and inconsistency_id = ?2 and note is null",
@@ -116,9 +118,8 @@ pub(super) async fn resolve(
     .bind(id.to_string())
     .bind(by)
     .bind(note)
-    .bind(at.to_string())
-    .execute(turn.connection())
-    .await?;
+    .bind(at.to_string());
+    resolve.execute(turn.connection()).await.map_err(|error| end_on_lost_sync(error.into()))?;
     Ok(())
 }
 
