@@ -199,13 +199,15 @@ impl Rounds {
                 if let Some(feed) = &self.feed {
                     feed.clear();
                 }
-                self.look().await?;
+                let database = self.database.clone();
+                database.step(self.look()).await?;
                 if self.wait(ELECTION).await {
-                    self.tell_elected().await?;
+                    database.step(self.tell_elected()).await?;
                 }
                 continue;
             }
-            match self.round().await {
+            let database = self.database.clone();
+            match database.step(self.round()).await {
                 Ok(Round::Nothing) => drop(self.wait(POLL).await),
                 Ok(Round::Done) => self.rest().await,
                 Err(error) => {
@@ -322,7 +324,7 @@ impl Rounds {
             .collect();
         let oldest = match self.database.events_at(&behind).await {
             Ok(events) => events.iter().map(|event| event.recorded_at).min(),
-            Err(StoreError::Damaged(_)) => self.publish.borrow().behind_since,
+            Err(error) if error.is_damage() => self.publish.borrow().behind_since,
             Err(error) => return Err(error),
         };
         self.show_progress(heads.map(|head| head.position), positions, oldest);

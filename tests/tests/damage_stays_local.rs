@@ -3,9 +3,14 @@
 use std::time::Duration;
 
 use futures::future::join_all;
-use ledger_core::Account;
+use ledger_core::{Account, operation};
 use serde_json::{Value, json};
-use tests::{Answer, Service, on_both_databases, store::NewDatabase, vandal::Vandal};
+use tests::{
+    Answer, Service, on_both_databases,
+    store::{self, NewDatabase},
+    vandal::Vandal,
+};
+use uuid::Uuid;
 
 on_both_databases!(
     a_history_that_runs_in_a_circle_fails_and_holds_nobody_up,
@@ -13,6 +18,7 @@ on_both_databases!(
     an_event_that_is_missing_is_not_answered_as_never_done,
     a_moment_that_is_missing_is_not_answered_with_an_older_one,
     a_command_that_meets_damage_fails_alone_in_its_batch,
+    an_index_row_that_cannot_be_fails_only_its_account,
 );
 
 /// How long anything is waited for, on a machine that has other things to do.
@@ -160,4 +166,58 @@ async fn a_command_that_meets_damage_fails_alone_in_its_batch(database: NewDatab
     for user in [bob, cid] {
         assert_eq!(service.holdings(&user).await, (10, 0, 10));
     }
+}
+
+async fn an_index_row_that_cannot_be_fails_only_its_account(database: NewDatabase) {
+    let (neighbour, bob, cid) = (user("neighbour", true), user("bob", false), user("cid", true));
+    let [hers, her_neighbours] = ["ann", &neighbour].map(|user| account(user).id());
+    // One stands past the end of the log, as if another process had written on, and one before its beginning.
+    let edit = format!(
+        "update account_positions set position = case when account_id = '{hers}' then position + 1000 else -1 end \
+         where account_id in ('{hers}', '{her_neighbours}')"
+    );
+    let (service, _) = damaged(&database, &edit).await;
+    let damaged = async {
+        for number in 0..5 {
+            for user in ["ann", &neighbour] {
+                let command = credit(user, &format!("later-{number}"));
+                expect_unknown("a command", &service.post("/v1/credits", &command).await);
+                let read = format!("/v1/accounts/{user}/points?consistency=strong");
+                expect_unknown("a read", &service.get(&read).await);
+            }
+        }
+    };
+    let sound = async {
+        for number in 0..50 {
+            for user in [&bob, &cid] {
+                service.post("/v1/credits", &credit(user, &number.to_string())).await.expect(201);
+            }
+        }
+    };
+    tokio::join!(damaged, sound);
+    let mut commands = [credit(&bob, "batch"), credit("ann", "batch"), credit(&cid, "batch")];
+    commands.iter_mut().for_each(|command| command["type"] = json!("credit"));
+    let answer = service.post("/v1/batches", &json!({ "atomic": false, "commands": commands })).await.expect(200);
+    let results = &answer["results"];
+    assert_eq!((&results[0]["balance"], &results[2]["balance"]), (&json!(510), &json!(510)), "{answer:#}");
+    assert_eq!((&results[1]["status"], &results[3]), (&json!(503), &Value::Null), "{answer:#}");
+    assert_eq!(service.get("/readyz").await.expect(200)["trouble"], Value::Null);
+}
+
+/// Only SQLite takes a row that is none.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_compensation_that_cannot_be_read_fails_only_commands_of_its_operation() {
+    let (database, id, bob) = (store::sqlite(), Uuid::new_v4(), user("bob", false));
+    let row = format!(
+        "insert into compensations values ({}, '{id}', 'never', 'a request', 'an actor', 'a reason', 1)",
+        operation::partition(id)
+    );
+    let (service, _) = damaged(&database, &row).await;
+    for number in 9..12 {
+        let mut command = credit("ann", &number.to_string());
+        command["operation_id"] = json!(id);
+        expect_unknown("its operation", &service.post("/v1/credits", &command).await);
+        service.post("/v1/credits", &credit(&bob, &number.to_string())).await.expect(201);
+    }
+    assert_eq!(service.holdings("ann").await, (50, 0, 50));
 }

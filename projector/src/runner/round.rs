@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Instant};
 
 use ledger_core::{AccountId, Event, Head, PARTITIONS, Partition, Position, rejection::Contradiction};
-use ledger_store::{Database, StoreError, feed::Taken};
+use ledger_store::{Database, StoreError, error::chain, feed::Taken};
 
 use super::{Checkpoints, Found, News, POLL, RETRY_HALTED, ROUND_EVENTS, Round, Rounds};
 use crate::{
@@ -37,7 +37,11 @@ impl Rounds {
         }
         let all = || news.iter().flat_map(|(_, events)| events).map(|event| &**event);
         let (believed, unknown) = fold::believed_before(all());
-        let mut rows = self.rows(&unknown, &fold::freezes_of(all())).await?;
+        let mut rows = match self.rows(&unknown, &fold::freezes_of(all())).await {
+            // Whose rows they are, and what can be applied all the same, is found out by the usual way.
+            Err(error) if is_local_damage(&error) => return self.round_from_log().await,
+            rows => rows?,
+        };
         rows.balances.extend(believed);
         let mut changes = Changes::default();
         for (partition, events) in &news {
@@ -56,9 +60,12 @@ impl Rounds {
                 heads[step.partition.index()] = step.to;
             }
         }
-        if !self.commit(changes).await? {
+        match self.commit(changes).await {
+            Ok(true) => {}
             // Another runner was quicker, or a row is not what the events build on: what is stored is read then.
-            return Ok(Round::Done);
+            Ok(false) => return Ok(Round::Done),
+            Err(error) if is_local_damage(&error) => return self.round_from_log().await,
+            Err(error) => return Err(error),
         }
         feed.paced(news.iter().map(|(_, events)| events.len()).sum(), began.elapsed());
         self.show_progress(next, after[&ReadModel::Balances].map(|head| head.position), taken.waiting_since);
@@ -72,24 +79,24 @@ impl Rounds {
         // The checkpoints first: heads only grow, so heads that are read later are never behind what was applied before.
         let checkpoints = self.checkpoints().await?;
         let heads = self.database.heads().await?;
-        let (events, damages) = self.news(&heads, &checkpoints).await?;
-        if events.is_empty() && damages.is_empty() {
+        let (mut events, mut contradictions) = self.news(&heads, &checkpoints).await?;
+        if events.is_empty() && contradictions.is_empty() {
             self.show(&heads, &checkpoints).await?;
             self.try_to_follow(checkpoints);
             return Ok(Round::Nothing);
         }
         let all = || events.iter().flat_map(|(_, events)| events).map(|event| &**event);
-        let rows = self.rows(&fold::accounts_of(all()), &fold::freezes_of(all())).await?;
+        let (accounts, freezes) = (fold::accounts_of(all()), fold::freezes_of(all()));
+        let rows = match self.rows(&accounts, &freezes).await {
+            Err(error) if is_local_damage(&error) => {
+                self.rows_apart(&mut events, &checkpoints, &mut contradictions).await?
+            }
+            rows => rows?,
+        };
         let mut changes = Changes::default();
-        let mut contradictions = damages;
         for (partition, events) in &events {
             for model in ReadModel::ALL {
-                let from = checkpoints[&model][partition.index()];
-                // The other read model may be behind: what this one has already is not applied again.
-                let new = events.partition_point(|event| event.position <= from.position);
-                if let Err(found) =
-                    fold::fold(model, *partition, from, Source::Log, &events[new..], &rows, &mut changes)
-                {
+                if let Err(found) = fold_new(model, *partition, events, &checkpoints, &rows, &mut changes) {
                     contradictions.push((*partition, model, found));
                 }
             }
@@ -104,9 +111,15 @@ impl Rounds {
             }
         }
         let applied: usize = changes.steps.len();
-        if !self.commit(changes).await? {
+        match self.commit(changes).await {
+            Ok(true) => {}
             // Another runner was quicker: start again from what is there.
-            return Ok(Round::Done);
+            Ok(false) => return Ok(Round::Done),
+            Err(error) if is_local_damage(&error) => {
+                self.apply_apart(&events, &rows).await?;
+                return Ok(Round::Done);
+            }
+            Err(error) => return Err(error),
         }
         let checkpoints = self.checkpoints().await?;
         self.show(&heads, &checkpoints).await?;
@@ -146,14 +159,20 @@ impl Rounds {
                     damages.push((partition, model, found));
                 }
             }
-            let from = ReadModel::ALL.map(|model| checkpoints[&model][partition.index()].position);
-            let from = from[0].min(from[1]);
+            let from = applied_to(checkpoints, partition);
             if head.position <= from {
                 continue;
             }
             let mut events = Vec::new();
             let mut damage = None;
-            for row in self.database.rows_after(partition, from, room).await? {
+            let rows = match self.database.rows_after(partition, from, room).await {
+                Err(error) if is_local_damage(&error) => {
+                    damages.push((partition, ReadModel::Balances, unreadable(from, &error)));
+                    continue;
+                }
+                rows => rows?,
+            };
+            for row in rows {
                 match row {
                     Ok(event) => events.push(Arc::new(event)),
                     Err(damaged) => {
@@ -197,6 +216,60 @@ impl Rounds {
         Ok(Rows::of(balances.into_iter().flatten(), freezes.into_iter().flatten()))
     }
 
+    /// The rows, read partition by partition, because something among them cannot be read: the events of those partitions where
+    /// that is are left out, so that the others go on.
+    async fn rows_apart(
+        &self,
+        events: &mut News,
+        checkpoints: &Checkpoints,
+        contradictions: &mut Vec<Found>,
+    ) -> Result<Rows, StoreError> {
+        let (mut rows, mut readable) = (Rows::default(), Vec::with_capacity(events.len()));
+        for (partition, news) in std::mem::take(events) {
+            let all = || news.iter().map(|event| &**event);
+            let (accounts, freezes) = (fold::accounts_of(all()), fold::freezes_of(all()));
+            match self.rows(&accounts, &freezes).await {
+                Ok(found) => {
+                    rows.balances.extend(found.balances);
+                    rows.freezes.extend(found.freezes);
+                    readable.push((partition, news));
+                }
+                Err(error) if is_local_damage(&error) => {
+                    let is_of_balances = self.rows(&accounts, &[]).await.is_err();
+                    let model = if is_of_balances { ReadModel::Balances } else { ReadModel::Freezes };
+                    contradictions.push((partition, model, unreadable(applied_to(checkpoints, partition), &error)));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        *events = readable;
+        Ok(rows)
+    }
+
+    /// Writes what the events make of the rows, each read model of each partition by itself, because what one of them has to be
+    /// written to cannot be read.
+    async fn apply_apart(&mut self, events: &News, rows: &Rows) -> Result<(), StoreError> {
+        // Some of it may have been written before that was met.
+        let checkpoints = self.checkpoints().await?;
+        for (partition, events) in events {
+            for model in ReadModel::ALL {
+                let mut changes = Changes::default();
+                // Whatever contradicts was told of already; what comes before it is applied.
+                let _ = fold_new(model, *partition, events, &checkpoints, rows, &mut changes);
+                match self.commit(changes).await {
+                    Err(error) if is_local_damage(&error) => {
+                        let from = checkpoints[&model][partition.index()].position;
+                        self.halt(*partition, model, &unreadable(from, &error)).await?;
+                    }
+                    Err(error) => return Err(error),
+                    // Where another runner was quicker, the next round finds that out.
+                    Ok(_) => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
     async fn commit(&self, changes: Changes) -> Result<bool, StoreError> {
         if changes.steps.is_empty() {
             return Ok(true);
@@ -205,8 +278,8 @@ impl Rounds {
         // A task of its own: whatever becomes of this one, the transaction comes to its end.
         let task = tokio::spawn(async move {
             match &database {
-                Database::Postgres(database) => postgres::commit(database.pool(), &changes).await,
-                Database::Sqlite(database) => sqlite::commit(database, changes).await,
+                Database::Postgres(postgres) => database.step(postgres::commit(postgres.pool(), &changes)).await,
+                Database::Sqlite(sqlite) => sqlite::commit(sqlite, changes).await,
             }
         });
         task.await.unwrap_or_else(|_| Err(StoreError::Inconsistent("the projector's commit ended early".to_owned())))
@@ -226,6 +299,37 @@ impl Rounds {
         inconsistencies::record(&self.database, &Finding::stopped(partition, model, found)).await?;
         Ok(())
     }
+}
+
+/// Up to where both read models hold a partition's events.
+fn applied_to(checkpoints: &Checkpoints, partition: Partition) -> Position {
+    let [balances, freezes] = ReadModel::ALL.map(|model| checkpoints[&model][partition.index()].position);
+    balances.min(freezes)
+}
+
+/// Folds those of a partition's events into a read model's rows that it does not have yet: the other one may be behind.
+fn fold_new(
+    model: ReadModel,
+    partition: Partition,
+    events: &[Arc<Event>],
+    checkpoints: &Checkpoints,
+    rows: &Rows,
+    changes: &mut Changes,
+) -> Result<(), Contradiction> {
+    let from = checkpoints[&model][partition.index()];
+    let new = events.partition_point(|event| event.position <= from.position);
+    fold::fold(model, partition, from, Source::Log, &events[new..], rows, changes)
+}
+
+/// Whether something that is stored cannot be read, while the database as a whole serves. Without a table it does not.
+fn is_local_damage(error: &StoreError) -> bool {
+    matches!(error, StoreError::Database(_)) && error.is_damage() && !error.is_missing()
+}
+
+/// What is in the way of the event after `from`.
+fn unreadable(from: Position, error: &StoreError) -> Contradiction {
+    let expected = "rows that can be read".to_owned();
+    Contradiction { position: from.next(), field: "row", expected, found: chain(error) }
 }
 
 /// What a feed brought, by partition, if it goes on where the checkpoints are, and the newest positions then. What is
