@@ -92,6 +92,7 @@ async fn was_undone(
 struct Streamed {
     service: Service,
     commits: watch::Receiver<u64>,
+    /// Its epoch is the one in which the stream began: the stream does not outlive it.
     cursor: StreamCursor,
     pending: VecDeque<Event>,
     /// The partition that is read first, by its index.
@@ -100,8 +101,17 @@ struct Streamed {
     _permit: OwnedSemaphorePermit,
 }
 
+/// What there was when a stream looked for more.
+enum Found {
+    Events,
+    Nothing,
+    /// The log is another one than the stream began with.
+    Restored,
+}
+
 impl Streamed {
-    /// The next message; the end when the service stops or the log cannot be read: the client comes back with its cursor.
+    /// The next message; the end when the service stops, the log was restored or cannot be read: the client comes back with
+    /// its cursor.
     async fn next(&mut self) -> Option<Message> {
         if std::mem::take(&mut self.is_new) {
             // An id without data is no event to a client, but moves its place: it may have to come back before the first.
@@ -110,7 +120,6 @@ impl Streamed {
         loop {
             if let Some(event) = self.pending.pop_front() {
                 self.cursor.positions[event.partition.index()] = event.position;
-                self.cursor.epoch = self.cursor.epoch.max(event.epoch);
                 let data = serde_json::to_string(&LogEntry(&event)).expect("an event is JSON");
                 let message = Message::default().id(self.cursor.to_string()).event(event.event_type.name());
                 return Some(message.data(data));
@@ -120,8 +129,12 @@ impl Streamed {
             }
             self.commits.mark_unchanged();
             match self.read().await {
-                Ok(true) => continue,
-                Ok(false) => {}
+                Ok(Found::Events) => continue,
+                Ok(Found::Nothing) => {}
+                Ok(Found::Restored) => {
+                    tracing::info!("a stream ends: the log was restored");
+                    return None;
+                }
                 Err(error) => {
                     tracing::warn!(error = %chain(&error), "a stream ends: the log cannot be read");
                     return None;
@@ -136,9 +149,16 @@ impl Streamed {
         }
     }
 
-    /// Reads on once everything that was read is handed out; false when no partition has more.
-    async fn read(&mut self) -> Result<bool, StoreError> {
+    /// Reads on once everything that was read is handed out.
+    ///
+    /// After a restore other events may stand at the positions that the client has seen. To go on would pass over them, and
+    /// give the client a cursor that nobody could tell from one of the new epoch: whether it may keep what it has is judged
+    /// when it comes back.
+    async fn read(&mut self) -> Result<Found, StoreError> {
         let heads = self.service.database.heads().await?;
+        if heads.iter().any(|head| head.epoch > self.cursor.epoch) {
+            return Ok(Found::Restored);
+        }
         for partition in all_from(self.first) {
             let after = self.cursor.positions[partition.index()];
             if heads[partition.index()].position > after {
@@ -151,7 +171,12 @@ impl Streamed {
                 break;
             }
         }
-        Ok(!self.pending.is_empty())
+        // The restore may have come after the heads.
+        if self.pending.iter().any(|event| event.epoch > self.cursor.epoch) {
+            self.pending.clear();
+            return Ok(Found::Restored);
+        }
+        Ok(if self.pending.is_empty() { Found::Nothing } else { Found::Events })
     }
 }
 

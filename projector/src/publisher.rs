@@ -1,9 +1,11 @@
 //! Publishes the log to NATS JetStream: one more projector, whose read model is a stream.
 //!
 //! The log is the outbox. Each message is sent with the sequence that the stream must have before it
-//! (`Nats-Expected-Last-Sequence`), so the stream holds each event once and in order whatever is lost, repeated or raced:
-//! a message that was stored although its acknowledgement never came makes every later one fail, and then the stream
-//! itself is read to find out. The checkpoint only says from where to read it.
+//! (`Nats-Expected-Last-Sequence`), and those of a window, which are sent before their acknowledgements are waited for, with
+//! the id of the message before them (`Nats-Expected-Last-Msg-Id`): the sequence alone would let one pass whose predecessors
+//! were refused, once others have stored as many. So the stream holds each event once and in order whatever is lost,
+//! repeated or raced, and however many publish: a message that was stored although its acknowledgement never came makes
+//! every later one fail, and then the stream itself is read to find out. The checkpoint only says from where to read it.
 //!
 //! After a restore the log and the stream have a common beginning: publishing goes on after it, and one message before the
 //! first event of the new epoch says what is void (see [`restored`]).
@@ -139,7 +141,7 @@ impl Publishing {
     async fn run(mut self) {
         let mut pause = PAUSE;
         while !self.is_stopping() {
-            let outcome = self.serve().await;
+            let outcome = self.serve(&mut pause).await;
             let alert = matches!(outcome, Err(SessionError::Alert(_)));
             if matches!(outcome, Err(SessionError::NotElected)) {
                 self.stand_by().await;
@@ -161,21 +163,20 @@ impl Publishing {
                 self.wait(if alert { ALERT_PAUSE } else { pause }, false).await;
                 pause = (pause * 2).min(PAUSE_MAX);
             }
-            if self.show.borrow().connected {
-                pause = PAUSE;
-            }
         }
     }
 
-    /// Connects, finds out what the stream holds, and publishes until something fails or it is told to stop.
-    async fn serve(&mut self) -> Result<(), SessionError> {
+    /// Connects, finds out what the stream holds, and publishes until something fails or it is told to stop. Once it is
+    /// connected the pause before the next attempt begins anew.
+    async fn serve(&mut self, pause: &mut Duration) -> Result<(), SessionError> {
         let mut session = Session::open(self).await?;
+        *pause = PAUSE;
         self.show.send_modify(|status| {
             status.connected = true;
             status.trouble = None;
         });
         while !self.is_stopping() {
-            let sent = session.publish_some(&self.database).await?;
+            let sent = self.database.step(session.publish_some(&self.database)).await?;
             self.show.send_modify(|status| {
                 status.published = session.published();
                 status.heads = session.heads();
@@ -190,7 +191,7 @@ impl Publishing {
 
     /// Another process publishes: its checkpoint tells how far it is.
     async fn stand_by(&mut self) {
-        if let Ok(kept) = checkpoint::read(&self.database).await {
+        if let Ok(kept) = self.database.step(checkpoint::read(&self.database)).await {
             self.show.send_modify(|status| {
                 status.connected = true;
                 status.trouble = None;
@@ -226,7 +227,7 @@ impl Publishing {
 
     /// The lag as metrics, also while NATS is away.
     async fn show_lag(&self) {
-        if let Ok(heads) = self.database.heads().await {
+        if let Ok(heads) = self.database.step(self.database.heads()).await {
             self.show.send_modify(|status| status.heads = heads.map(|head| head.position));
         }
         let (lag, oldest) = {
@@ -237,7 +238,7 @@ impl Publishing {
                 .collect();
             (status.lag(), oldest)
         };
-        let recorded = self.database.events_at(&oldest).await.unwrap_or_default();
+        let recorded = self.database.step(self.database.events_at(&oldest)).await.unwrap_or_default();
         let since = recorded.iter().map(|event| event.recorded_at.micros()).min();
         let now = chrono::Utc::now().timestamp_micros();
         #[expect(clippy::cast_precision_loss, reason = "a gauge is a float")]

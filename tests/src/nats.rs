@@ -1,5 +1,7 @@
 //! Private nats-server processes with JetStream.
 
+mod proxy;
+
 use std::{
     fs,
     path::Path,
@@ -9,6 +11,8 @@ use std::{
 
 use serde_json::Value;
 use tempfile::TempDir;
+
+pub use proxy::{Fate, Proxy};
 
 use crate::children::{bound_to_this_process, kill, spawn};
 

@@ -1,14 +1,22 @@
 //! The stream on NATS: each event once, in order, whatever is killed.
 
+#[path = "nats/publishers.rs"]
+mod publishers;
+#[path = "stream/rewind.rs"]
+mod rewind;
+
 use std::{collections::HashMap, time::Duration};
 
 use futures::StreamExt;
 use serde_json::Value;
-use tests::{Load, Nats, Service, on_both_databases, store::NewDatabase, verify_consistent};
+use tests::{
+    Load, Nats, Service, on_both_databases, replay_tool, store::NewDatabase, vandal::Vandal, verify_consistent,
+};
 
 on_both_databases!(
     the_stream_holds_each_event_once_and_in_order_whatever_is_killed,
     a_plain_subscriber_gets_the_payload_of_the_contract,
+    a_message_that_somebody_deleted_stops_publishing_only_where_its_place_must_be_known,
 );
 
 /// Every message of the stream: its JSON, in order.
@@ -98,6 +106,50 @@ async fn the_stream_holds_each_event_once_and_in_order_whatever_is_killed(databa
         let published = messages.iter().rfind(|message| message["partition"] == partition);
         assert_eq!(published, Some(&log["items"][0]));
     }
+}
+
+/// Takes a message from the stream, as `nats stream rmm` does.
+async fn delete(nats: &Nats, sequence: u64) {
+    let client = async_nats::connect(nats.url()).await.expect("NATS is there");
+    let stream = async_nats::jetstream::new(client).get_stream("CREDIT").await.expect("the stream is there");
+    assert!(stream.delete_message(sequence).await.expect("the server does it"));
+}
+
+async fn a_message_that_somebody_deleted_stops_publishing_only_where_its_place_must_be_known(database: NewDatabase) {
+    let nats = Nats::start();
+    let nats_url = nats.url();
+    let arguments = ["--nats-url", &nats_url];
+    let mut service = Service::start(&database.url, &arguments);
+    for id in ["1", "2", "3"] {
+        service.credit("ann", 1, id).await;
+    }
+    wait_until_published(&service).await;
+    service.terminate();
+    delete(&nats, 3).await;
+    let (code, verified) = replay_tool(&database.url, &["verify", "--nats-url", &nats_url]);
+    assert_eq!(code, 0, "{verified:#}");
+
+    // It is the newest that was published: the checkpoint knows what it held.
+    let mut service = Service::start(&database.url, &arguments);
+    service.credit("ann", 1, "4").await;
+    wait_until_published(&service).await;
+    service.terminate();
+    let (code, verified) = replay_tool(&database.url, &["verify", "--nats-url", &nats_url]);
+    assert_eq!(code, 0, "{verified:#}");
+
+    // Without the checkpoint nobody knows.
+    Vandal::in_place(&database.url).run(&["delete from publisher_checkpoints"]).await;
+    let service = Service::start(&database.url, &arguments);
+    let told = async {
+        loop {
+            let trouble = service.get("/readyz").await.body["nats"]["trouble"].as_str().unwrap_or_default().to_owned();
+            if trouble.contains("was deleted") {
+                return trouble;
+            }
+        }
+    };
+    let trouble = tokio::time::timeout(Duration::from_secs(60), told).await.expect("told");
+    assert!(trouble.contains("sequence 3 ") && trouble.contains("publisher_checkpoints"), "{trouble}");
 }
 
 async fn a_plain_subscriber_gets_the_payload_of_the_contract(database: NewDatabase) {

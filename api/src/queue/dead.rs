@@ -106,6 +106,15 @@ impl Known {
     fn covers(&self, published: DateTime) -> bool {
         self.since.is_some_and(|since| since <= published)
     }
+
+    /// From where letters were not read yet. While the stream had none it is the time from when on they count as known, which
+    /// may be long before that of the message that is asked about.
+    fn unread(&self, published: DateTime) -> DeliverPolicy {
+        match self.last {
+            0 => DeliverPolicy::ByStartTime { start_time: self.since.unwrap_or(published) - CLOCKS_APART },
+            last => DeliverPolicy::ByStartSequence { start_sequence: last + 1 },
+        }
+    }
 }
 
 impl DeadLetters {
@@ -185,11 +194,7 @@ impl DeadLetters {
             *known = Known { created: Some(info.created), since: Some(published), ..Known::default() };
         }
         if known.last < info.state.last_sequence {
-            let from = match known.last {
-                0 => DeliverPolicy::ByStartTime { start_time: published - CLOCKS_APART },
-                last => DeliverPolicy::ByStartSequence { start_sequence: last + 1 },
-            };
-            known.ids.extend(read(&stream, from).await?);
+            known.ids.extend(read(&stream, known.unread(published)).await?);
             known.last = info.state.last_sequence;
         }
         Ok(())
@@ -233,6 +238,18 @@ async fn read(stream: &Stream, from: DeliverPolicy) -> Result<Vec<String>, Strin
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn letters_are_read_from_as_long_ago_as_they_count_as_known() {
+        let at = |seconds| DateTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        // There was none when a message was asked about; some came before the next one is.
+        let mut known = Known { since: Some(at(1_000)), ..Known::default() };
+        assert!(known.covers(at(1_000)) && known.covers(at(5_000)));
+        let since = DeliverPolicy::ByStartTime { start_time: at(1_000) - CLOCKS_APART };
+        assert_eq!(known.unread(at(5_000)), since);
+        known.last = 7;
+        assert_eq!(known.unread(at(5_000)), DeliverPolicy::ByStartSequence { start_sequence: 8 });
+    }
 
     #[test]
     fn headers_are_ascii_and_the_same_json() {

@@ -159,7 +159,8 @@ impl Shared {
         let mut failures = 0;
         let is_new = loop {
             match dead.store(letter).await {
-                Ok(is_new) => break is_new,
+                // What was stored although its acknowledgement never came was told to nobody: rather an alert too many.
+                Ok(is_new) => break is_new || failures > 0,
                 Err(why) => {
                     failures += 1;
                     if failures == 1 {

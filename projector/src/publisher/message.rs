@@ -22,8 +22,14 @@ pub(super) const fn subject(event_type: EventType) -> &'static str {
     }
 }
 
-/// An event's message, to be stored only as the one after `last_sequence`.
-pub(super) fn of(event: &Event, last_sequence: u64) -> (HeaderMap, Bytes) {
+/// What the server knows an event's message by.
+fn id(event: &Event) -> String {
+    format!("{}-{}-{}", event.partition, event.epoch.0, event.position)
+}
+
+/// An event's message, to be stored only as the one after `last_sequence`, and, where another one was sent right before it
+/// and is not acknowledged yet, only after that one.
+pub(super) fn of(event: &Event, last_sequence: u64, sent_before: Option<&Event>) -> (HeaderMap, Bytes) {
     let mut headers = HeaderMap::new();
     headers.insert("ce-specversion", "1.0");
     headers.insert("ce-id", event.transaction_id.to_string());
@@ -36,8 +42,11 @@ pub(super) fn of(event: &Event, last_sequence: u64) -> (HeaderMap, Bytes) {
     headers.insert(EPOCH, event.epoch.0.to_string());
     headers.insert(POSITION, event.position.to_string());
     headers.insert(HASH, event.hash.to_string());
-    headers.insert("Nats-Msg-Id", format!("{}-{}-{}", event.partition, event.epoch.0, event.position));
+    headers.insert("Nats-Msg-Id", id(event));
     headers.insert("Nats-Expected-Last-Sequence", last_sequence.to_string());
+    if let Some(before) = sent_before {
+        headers.insert("Nats-Expected-Last-Msg-Id", id(before));
+    }
     let payload = serde_json::to_vec(&LogEntry(event)).expect("an event is JSON");
     (headers, payload.into())
 }

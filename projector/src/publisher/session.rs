@@ -34,6 +34,9 @@ const KEEP_MESSAGES: u64 = 4_096;
 const KEEP_EVERY: Duration = Duration::from_secs(1);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+/// What a person does about a stream that lacks what it should hold.
+const REMEDY: &str =
+    "restore the stream, or delete the stream and its rows in publisher_checkpoints to publish everything again";
 
 /// Why a session ended.
 #[derive(Debug)]
@@ -94,14 +97,19 @@ impl Session {
             .map_err(|error| SessionError::Lost(format!("NATS cannot be reached: {error}")))?;
         let context = jetstream::context::ContextBuilder::new().timeout(ACK_TIMEOUT).build(client);
         let mut stream = open_stream(&context, &publishing.options).await?;
-        let kept = checkpoint::read(&database).await?;
-        let restores = restored::read_all(&database).await?;
+        // Each of these is a step of its own: a long stream takes longer to read than any step may.
+        let kept = database.step(checkpoint::read(&database)).await?;
+        let restores = database.step(restored::read_all(&database)).await?;
         let (sequence, view) = read_stream(&mut stream, &kept, !restores.is_empty()).await?;
-        let heads = database.heads().await?;
-        let published = agree_with_log(&database, &view, &heads).await?;
+        let heads = database.step(database.heads()).await?;
+        // One that came while the stream was read is in these heads already: nothing would ever tell of it.
+        if database.step(restored::read_all(&database)).await? != restores {
+            return Err(restored_meanwhile());
+        }
+        let published = database.step(agree_with_log(&database, &view, &heads)).await?;
         let at = Checkpoint { sequence, published };
         let (kept, kept_when) = (at.sequence, Instant::now());
-        checkpoint::write(&database, &at).await?;
+        database.step(checkpoint::write(&database, &at)).await?;
         let mut session = Self { context, database, election, at, heads, kept, kept_when, first: 0 };
         session.tell_restores(&stream, &view, &restores).await?;
         Ok(session)
@@ -153,7 +161,7 @@ impl Session {
         }
         let heads = database.heads().await?;
         if heads.iter().zip(&self.heads).any(|(now, before)| now.epoch != before.epoch) {
-            return Err(SessionError::Lost("the log was restored meanwhile: finding out where to go on".to_owned()));
+            return Err(restored_meanwhile());
         }
         self.heads = heads;
         let events = self.news(database).await?;
@@ -183,9 +191,14 @@ impl Session {
     }
 
     /// Sends messages in a row and advances over those that are acknowledged without a gap.
+    ///
+    /// The server judges each on its own. Had others stored some messages meanwhile, as many of these would be refused, and
+    /// the next one would find the very sequence that it expects: so each names the one before it, too. The first needs
+    /// no such name, as what stands before it is known, and a server that was started anew may have forgotten its id.
     async fn send(&mut self, events: &[Event]) -> Result<(), SessionError> {
         let mut acknowledgements: FuturesOrdered<Pin<Box<dyn Future<Output = _> + Send>>> = FuturesOrdered::new();
         let mut failure = None;
+        let mut sent_before = None;
         let mut next = self.at.published;
         for (event, sequence) in events.iter().zip(self.at.sequence..) {
             let before = &mut next[event.partition.index()];
@@ -197,12 +210,11 @@ impl Session {
                 break;
             }
             if event.epoch > self.heads[event.partition.index()].epoch {
-                failure =
-                    Some(SessionError::Lost("the log was restored meanwhile: finding out where to go on".to_owned()));
+                failure = Some(restored_meanwhile());
                 break;
             }
             *before = event.head();
-            let (headers, payload) = message::of(event, sequence);
+            let (headers, payload) = message::of(event, sequence, sent_before.replace(event));
             match self.context.publish_with_headers(message::subject(event.event_type), headers, payload).await {
                 Ok(acknowledgement) => acknowledgements.push_back(boxed(acknowledgement)),
                 Err(error) => {
@@ -233,7 +245,9 @@ impl Session {
                 }
                 (Err(error), _) => {
                     let why = match error.kind() {
-                        PublishErrorKind::WrongLastSequence => "the stream holds more than was acknowledged".to_owned(),
+                        PublishErrorKind::WrongLastSequence | PublishErrorKind::WrongLastMessageId => {
+                            "the stream holds more than was acknowledged".to_owned()
+                        }
                         _ => format!("a message was not acknowledged: {error}"),
                     };
                     failure.get_or_insert(SessionError::Lost(why));
@@ -247,7 +261,7 @@ impl Session {
     async fn keep(&mut self, at_once: bool) -> Result<(), SessionError> {
         let due = self.at.sequence >= self.kept + KEEP_MESSAGES || self.kept_when.elapsed() >= KEEP_EVERY;
         if self.at.sequence > self.kept && (due || at_once) {
-            checkpoint::write(&self.database, &self.at).await?;
+            self.database.step(checkpoint::write(&self.database, &self.at)).await?;
             (self.kept, self.kept_when) = (self.at.sequence, Instant::now());
         }
         Ok(())
@@ -287,6 +301,10 @@ async fn open_stream(context: &Context, options: &PublisherOptions) -> Result<St
     Ok(opened)
 }
 
+fn restored_meanwhile() -> SessionError {
+    SessionError::Lost("the log was restored meanwhile: finding out where to go on".to_owned())
+}
+
 fn unreadable(why: &str) -> SessionError {
     SessionError::Lost(format!("the stream {STREAM} cannot be read: {why}"))
 }
@@ -300,7 +318,7 @@ async fn read_stream(stream: &mut Stream, kept: &Checkpoint, was_restored: bool)
     if state.last_sequence < sequence {
         return Err(SessionError::Alert(format!(
             "the stream {STREAM} ends at sequence {}, but {sequence} was published: it lost messages or was made anew; \
-             restore it, or delete the stream and its rows in publisher_checkpoints to publish everything again",
+             {REMEDY}",
             state.last_sequence
         )));
     }
@@ -313,15 +331,18 @@ async fn read_stream(stream: &mut Stream, kept: &Checkpoint, was_restored: bool)
     if state.first_sequence > sequence + 1 {
         return Err(SessionError::Alert(format!(
             "the stream {STREAM} begins at sequence {}, but only {sequence} is known to have been published: messages in \
-             between were purged, and what they held cannot be told; restore the stream, or delete the stream and its rows \
-             in publisher_checkpoints to publish everything again",
+             between were purged, and what they held cannot be told; {REMEDY}",
             state.first_sequence
         )));
     }
     let stream = &*stream;
     if (state.first_sequence.max(1)..=state.last_sequence).contains(&sequence) {
-        let message = stream.get_raw_message(sequence).await.map_err(|error| unreadable(&error.to_string()))?;
-        if let Some((partition, head)) = message::place(&message.headers)
+        let message = match stream.get_raw_message(sequence).await {
+            // Somebody deleted it: there is nothing to compare, and its sequence stays taken.
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => None,
+            message => Some(message.map_err(|error| unreadable(&error.to_string()))?),
+        };
+        if let Some((partition, head)) = message.and_then(|message| message::place(&message.headers))
             // After a restore the log goes on from before what was published; otherwise this is the partition's newest.
             && kept.published[partition.index()].position >= head.position
             && kept.published[partition.index()].epoch == head.epoch
@@ -334,19 +355,28 @@ async fn read_stream(stream: &mut Stream, kept: &Checkpoint, was_restored: bool)
         }
     }
     let mut messages = futures::stream::iter(sequence + 1..=state.last_sequence)
-        .map(|sequence| async move { stream.get_raw_message(sequence).await })
+        .map(|sequence| async move { (sequence, stream.get_raw_message(sequence).await) })
         .buffered(READ_WINDOW);
-    while let Some(message) = messages.next().await {
+    while let Some((sequence, message)) = messages.next().await {
         let message = match message {
-            Err(error) if is_lenient && error.kind() == LastRawMessageErrorKind::NoMessageFound => continue,
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => {
+                if is_lenient {
+                    continue;
+                }
+                return Err(SessionError::Alert(format!(
+                    "the message at sequence {sequence} of the stream {STREAM} was deleted before it was known to have been \
+                     published, and what it held cannot be told; {REMEDY}"
+                )));
+            }
             message => message.map_err(|error| unreadable(&error.to_string()))?,
         };
         if let Some((partition, head)) = message::place(&message.headers) {
             match view.take(partition, head) {
                 Err(gap) if !is_lenient => {
                     return Err(SessionError::Alert(format!(
-                        "the stream {STREAM} holds position {} of partition {partition} after {} at sequence {}",
-                        head.position, gap.after, message.sequence
+                        "the stream {STREAM} holds position {} of partition {partition} after {} at sequence {sequence}: \
+                         some events are missing there, or it holds some twice; {REMEDY}",
+                        head.position, gap.after
                     )));
                 }
                 _ => {}

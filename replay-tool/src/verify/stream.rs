@@ -59,23 +59,28 @@ async fn read(stream: &Stream, begin: u64, end: u64) -> Result<[Option<Head>; PA
         ..pull::OrderedConfig::default()
     };
     let consumer = stream.create_consumer(config).await.map_err(|error| error.to_string())?;
-    let mut messages = consumer.messages().await.map_err(|error| error.to_string())?;
     let mut newest = [None; PARTITIONS];
+    // All of them may have been deleted from the stream.
+    if consumer.cached_info().num_pending == 0 {
+        return Ok(newest);
+    }
+    let mut messages = consumer.messages().await.map_err(|error| error.to_string())?;
     loop {
         let message = tokio::time::timeout(MESSAGE_TIMEOUT, messages.next())
             .await
             .map_err(|_| format!("no message came within {} s", MESSAGE_TIMEOUT.as_secs()))?
             .ok_or("the messages ended early")?
             .map_err(|error| error.to_string())?;
-        let sequence = message.info().map_err(|error| error.to_string())?.stream_sequence;
-        // A message that was deleted from the stream may have been the last of them.
+        let (sequence, pending) =
+            message.info().map(|info| (info.stream_sequence, info.pending)).map_err(|error| error.to_string())?;
+        // A message that was deleted from the stream may have been the last of them, and of all.
         if sequence >= end {
             return Ok(newest);
         }
         if let Some((partition, head)) = message.headers.as_ref().and_then(publisher::place) {
             newest[partition.index()] = Some(head);
         }
-        if sequence + 1 >= end {
+        if sequence + 1 >= end || pending == 0 {
             return Ok(newest);
         }
     }

@@ -4,12 +4,14 @@ use hmac::{Hmac, KeyInit, Mac};
 use serde_json::Value;
 use sha2::Sha256;
 use tests::{
-    Nats, Service, Webhook, on_both_databases,
+    Nats, Service, Webhook,
+    nats::{Fate, Proxy},
+    on_both_databases,
     store::{self, NewDatabase},
     webhook::Delivered,
 };
 
-use super::{Stored, account, jetstream, send, stored, until};
+use super::{Stored, account, jetstream, send, stored, until, until_empty};
 
 on_both_databases!(
     alerts_come_to_nats_and_signed_to_the_webhook,
@@ -120,6 +122,23 @@ async fn alerts_are_kept_while_nats_is_away(database: NewDatabase) {
     let posted: Vec<_> = webhook.received().iter().map(check).collect();
     assert_eq!(published.len(), 5);
     assert!(posted.iter().all(|alert| published.contains(alert)), "{posted:?}");
+}
+
+/// The database plays no part in it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_letter_whose_acknowledgement_is_lost_raises_its_alert_all_the_same() {
+    let (nats, database) = (Nats::start(), store::sqlite());
+    let proxy = Proxy::start(&nats, "HPUB credit.dead.debit ", Fate::Unanswered).await;
+    let _service = Service::start(&database.url, &["--nats-url", &proxy.url(), "--nats-commands"]);
+    let context = jetstream(&nats).await;
+    send(&context, "debit", &account("ann", 5, "1")).await;
+    proxy.met().await;
+    assert_eq!(stored(&context, "CREDIT_DEAD", 1).await.len(), 1);
+    proxy.release();
+    let alerts = stored(&context, "CREDIT_ALERTS", 1).await;
+    assert_eq!(alerts[0].json()["kind"], "command_dead");
+    until_empty(&context).await;
+    assert_eq!(stored(&context, "CREDIT_DEAD", 1).await.len(), 1);
 }
 
 #[test]
