@@ -124,7 +124,12 @@ fn label(text: &str) -> Result<String, String> {
 
 /// Does what was asked. `Err` is why not, in one line.
 pub(crate) async fn run(database_url: &str, command: &KeysCommand) -> Result<(), String> {
-    let database = Database::open(database_url).await.map_err(|error| chain(&error))?;
+    // Only to make a key is a reason to make a ledger: in another folder than the service's it would be another one.
+    let opened = match command {
+        KeysCommand::Create(_) => Database::open(database_url).await,
+        KeysCommand::List | KeysCommand::Revoke { .. } => Database::open_existing(database_url).await,
+    };
+    let database = opened.map_err(|error| chain(&error))?;
     let done = match command {
         KeysCommand::Create(create) => make(&database, create).await,
         KeysCommand::List => list(&database).await,
@@ -194,7 +199,10 @@ async fn revoke(database: &Database, prefix: &str) -> Result<(), String> {
             print(&format!("revoked {prefix}"))?;
             record(database, "key_revoked", json!({ "prefix": prefix })).await
         }
-        false => Err("there is no active key with this prefix; `api keys list` shows them".to_owned()),
+        false => {
+            let place = database.describe();
+            Err(format!("{place} has no active key with this prefix; `api keys list` shows them"))
+        }
     }
 }
 

@@ -20,6 +20,7 @@ mod inconsistencies;
 mod keys;
 mod lifetime;
 mod limits;
+mod metrics_help;
 mod nats;
 mod operations;
 mod problem;
@@ -83,6 +84,8 @@ const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// The same for the audit, which may have many rows to write.
 const AUDIT_TIMEOUT: Duration = Duration::from_secs(30);
+/// The same for the database: on SQLite what its write-ahead log holds is copied back.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -131,6 +134,7 @@ fn keep_metrics() -> Result<PrometheusHandle, String> {
         )
         .and_then(PrometheusBuilder::install_recorder)
         .map_err(|error| format!("metrics cannot be kept: {error}"))?;
+    metrics_help::describe();
     // Samples of histograms pile up until somebody folds them: a scrape, or this.
     let upkeep = metrics.clone();
     tokio::spawn(async move {
@@ -172,7 +176,8 @@ async fn run(settings: Settings) -> Result<(), String> {
     let webhook = settings.webhook()?;
     let commands = settings.commands()?;
     let database = Database::open(&settings.database_url).await.map_err(|error| chain(&error))?;
-    tell(&format!("database      {}", database.describe()));
+    let is_new = if database.is_new() { " (new, empty)" } else { "" };
+    tell(&format!("database      {}{is_new}", database.describe()));
     let is_closed = !settings.listen.ip().is_loopback();
     let access = Access::load(database.clone(), is_closed).await.map_err(|error| chain(&error))?;
     settings.check(access.has_usable_key())?;
@@ -229,7 +234,7 @@ async fn run(settings: Settings) -> Result<(), String> {
         breaker: Breaker::default(),
         left: left.clone(),
         deadline: settings.deadline(),
-        bodies: Room::new(BODY_BYTES_MAX),
+        bodies: Room::new(BODY_BYTES_MAX, settings.deadline()),
         streams: Arc::new(Semaphore::new(stream::STREAMS_MAX)),
         stopping: stopping.clone(),
     });
@@ -292,7 +297,7 @@ async fn run(settings: Settings) -> Result<(), String> {
     }
     in_time(STOP_TIMEOUT, "the projector", runner.stop()).await;
     in_time(STOP_TIMEOUT, "the delivery of alerts", delivery.stop()).await;
-    in_time(STOP_TIMEOUT, "the connections to the database", database.close()).await;
+    in_time(CLOSE_TIMEOUT, "the connections to the database", database.close()).await;
     tracing::info!("stopped");
     Ok(())
 }

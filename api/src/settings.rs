@@ -3,6 +3,7 @@
 use std::{fmt::Display, net::SocketAddr, ops::RangeInclusive, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Parser, Subcommand};
+use projector::arguments;
 
 use crate::{
     alerts::Webhook,
@@ -123,17 +124,7 @@ fn address(text: &str) -> Result<SocketAddr, String> {
 impl Settings {
     /// The settings of this process. `Err` is what is wrong with them, in one line without secrets.
     pub(crate) fn read() -> Result<Self, String> {
-        Self::try_parse().map_err(|error| {
-            if !error.use_stderr() {
-                // The help or the version was asked for.
-                error.exit();
-            }
-            let text = error.to_string();
-            // What is wrong may go on over several lines; a blank one ends it.
-            let lines: Vec<_> = text.lines().map(str::trim).take_while(|line| !line.is_empty()).collect();
-            let line = lines.join(" ");
-            format!("{} (--help tells what there is)", without_secrets(line.trim_start_matches("error: ")))
-        })
+        arguments::read()
     }
 
     /// The NATS server to publish to, if there is one.
@@ -194,14 +185,6 @@ impl Settings {
     }
 }
 
-/// Blanks what stands between `//` and `@` in a text: the user and password of an address that somebody mistyped.
-fn without_secrets(line: &str) -> String {
-    match (line.find("//"), line.rfind('@')) {
-        (Some(start), Some(end)) if start + 2 < end => format!("{}//…{}", &line[..start], &line[end..]),
-        _ => line.to_owned(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -232,15 +215,6 @@ mod tests {
             assert!(error.contains("--request-timeout-seconds"), "{text}: {error}");
             assert!(error.contains("must be a whole number from 1 to 600") || text.is_empty(), "{text}: {error}");
         }
-    }
-
-    #[test]
-    fn no_password_is_repeated() {
-        assert_eq!(
-            without_secrets("unexpected argument 'postgres://ann:pa@ss@db/ledger' found"),
-            "unexpected argument 'postgres://…@db/ledger' found"
-        );
-        assert_eq!(without_secrets("unexpected argument '--colour' found"), "unexpected argument '--colour' found");
     }
 
     #[test]

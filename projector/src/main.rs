@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use ledger_store::{Database, StoreError, error::chain};
 use projector::{
+    arguments,
     publisher::{Publisher, PublisherOptions},
     runner::Runner,
 };
@@ -17,7 +18,7 @@ struct Settings {
     /// The ledger's database: `sqlite://FILE` or `postgres://USER:PASSWORD@HOST:PORT/DATABASE`.
     #[arg(long, env, default_value = "sqlite://ledger.db", hide_env_values = true)]
     database_url: String,
-    /// Publish to this NATS server, such as `nats://127.0.0.1:4222`.
+    /// Publish to this NATS server, such as `nats://127.0.0.1:4222`. Empty: none.
     #[arg(long, env, hide_env_values = true)]
     nats_url: Option<String>,
 }
@@ -30,10 +31,14 @@ async fn main() -> ExitCode {
         )
         .with_writer(std::io::stderr)
         .init();
-    match run(Settings::parse()).await {
+    let done = match arguments::read() {
+        Ok(settings) => run(settings).await.map_err(|error| chain(&error)),
+        Err(why) => Err(why),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("projector: {}", chain(&error));
+        Err(why) => {
+            eprintln!("projector: {why}");
             ExitCode::from(2)
         }
     }
@@ -43,8 +48,8 @@ async fn run(settings: Settings) -> Result<(), StoreError> {
     let database = Database::open_existing(&settings.database_url).await?;
     println!("projecting {}", database.describe());
     let runner = Runner::start(database.clone(), None);
-    let publisher =
-        settings.nats_url.map(|nats_url| Publisher::start(database.clone(), PublisherOptions::new(nats_url), None));
+    let nats_url = settings.nats_url.filter(|url| !url.is_empty());
+    let publisher = nats_url.map(|nats_url| Publisher::start(database.clone(), PublisherOptions::new(nats_url), None));
     let mut terminate = signal(SignalKind::terminate()).map_err(sqlx::Error::Io)?;
     tokio::select! {
         _ = terminate.recv() => {}

@@ -67,7 +67,10 @@ async fn main() -> ExitCode {
         .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "off".into()))
         .with_writer(std::io::stderr)
         .init();
-    let arguments = Arguments::parse();
+    let arguments: Arguments = match projector::arguments::read() {
+        Ok(arguments) => arguments,
+        Err(why) => return could_not_run(&Failure::new(why)),
+    };
     let context = Context { database_url: arguments.database_url, json: arguments.json };
     match run(&context, &arguments.command).await {
         Ok(outcome) => outcome.into(),

@@ -3,6 +3,7 @@
 use chrono::{DateTime, Utc};
 use ledger_store::{
     Database, StoreError,
+    error::end_on_lost_sync,
     sqlite::{RelaxedTurn, Sqlite},
 };
 
@@ -56,7 +57,8 @@ pub(super) async fn insert(database: &Database, key: &StoredKey) -> Result<(), S
                 .bind(key.created_at)
                 .bind(key.expires_at)
                 .execute($executor)
-                .await?
+                .await
+                .map_err(|error| end_on_lost_sync(error.into()))?
         };
     }
     match database {
@@ -80,7 +82,8 @@ pub(super) async fn revoke(database: &Database, prefix: &str, now: DateTime<Utc>
         }
         Database::Sqlite(database) => {
             let mut turn = durable(database).await?;
-            sqlx::query(REVOKE).bind(prefix).bind(now).execute(turn.connection()).await?.rows_affected()
+            let revoked = sqlx::query(REVOKE).bind(prefix).bind(now).execute(turn.connection()).await;
+            revoked.map_err(|error| end_on_lost_sync(error.into()))?.rows_affected()
         }
     };
     Ok(rows > 0)
