@@ -114,7 +114,8 @@ async fn past(service: &Service, account: &Account, event: Option<std::sync::Arc
 }
 
 /// What this process remembers of the account, while nobody else has written. Otherwise the read model's row, or what
-/// this process committed since: whoever wrote here reads what was written.
+/// this process committed since: whoever wrote here reads what was written. An account that neither has is as its newest
+/// event left it: that there is none only the log can say.
 async fn served(service: &Service, account: &Account, min_version: u64) -> Result<Balance, Problem> {
     if let Some(balance) = service.ledger.fresh(account)
         && balance.state.version >= min_version
@@ -130,7 +131,10 @@ async fn served(service: &Service, account: &Account, min_version: u64) -> Resul
             [row, service.ledger.recent(account)].into_iter().flatten().max_by_key(|balance| balance.state.version);
         match newest {
             Some(balance) if balance.state.version >= min_version => return Ok(balance),
-            None if min_version == 0 => return Err(unknown(account)),
+            None if min_version == 0 => {
+                let newest = service.ledger.newest(account).await?;
+                return newest.map(|newest| after(&newest)).ok_or_else(|| unknown(account));
+            }
             newest => {
                 if Instant::now() >= deadline {
                     let version = newest.map_or(0, |balance| balance.state.version);

@@ -169,7 +169,8 @@ async fn write(
         let began = Instant::now();
         let mut attempt = table::Attempt::First;
         while !batch.is_empty() {
-            match table::insert(&database, &batch, std::mem::replace(&mut attempt, table::Attempt::Again)).await {
+            let attempt = std::mem::replace(&mut attempt, table::Attempt::Again);
+            match database.step(table::insert(&database, &batch, attempt)).await {
                 Ok(()) => break,
                 Err(error) if *stop.borrow() && began.elapsed() > LAST_TRY => {
                     tracing::error!(error = %chain(&error), rows = batch.len(), "rows of the audit are lost");

@@ -65,11 +65,28 @@ impl Batch {
         let fields = body::read(content, &["atomic", "commands"])?;
         let atomic = fields.boolean("atomic")?.unwrap_or(true);
         let elements = fields.elements("commands", BATCH_COMMANDS_MAX)?;
-        let commands = elements
-            .iter()
-            .enumerate()
-            .map(|(index, element)| parse(element, origin).map_err(|problem| problem.inside(index)));
-        Ok(if atomic { Self::Atomic(commands.collect::<Result<_, _>>()?) } else { Self::Each(commands.collect()) })
+        let commands = elements.iter().enumerate().map(|(index, element)| {
+            parse(element, origin).map_err(|problem| {
+                // An id that no ledger gives can be read, and is refused like one that this ledger did not give.
+                if problem.is_not_found() { problem } else { problem.inside(index) }
+            })
+        });
+        if !atomic {
+            return Ok(Self::Each(commands.collect()));
+        }
+        let (mut sound, mut refused) = (Vec::with_capacity(elements.len()), None);
+        for (index, command) in commands.enumerate() {
+            match command {
+                Ok(command) => sound.push(command),
+                // What cannot be read is told first.
+                Err(problem) if problem.is_not_found() => refused = refused.or(Some((index, problem))),
+                Err(problem) => return Err(problem),
+            }
+        }
+        match refused {
+            None => Ok(Self::Atomic(sound)),
+            Some((index, problem)) => Err(Problem::batch_rejected(index, &problem, &origin.id.0)),
+        }
     }
 
     /// Bounds how long freezes may stay open.

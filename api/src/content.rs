@@ -14,26 +14,31 @@ use tokio::{
 
 use crate::problem::Problem;
 
-/// How long a caller may take to send its body, one that is refused too.
+/// How long a caller may take at most to send its body, one that is refused too.
 const ARRIVAL: Duration = Duration::from_secs(20);
 /// How much of a body that is refused is still read and thrown away: a client that is cut off while it still writes sees
 /// a broken connection instead of the answer.
 const THROWN_AWAY_BYTES_MAX: usize = 128 * 1024 * 1024;
 
-/// The room that the bodies of all connections share, in bytes.
+/// The room that the bodies of all connections share, in bytes, and the time that each of them has.
 #[derive(Debug, Clone)]
-pub(crate) struct Room(Arc<Semaphore>);
+pub(crate) struct Room {
+    bytes: Arc<Semaphore>,
+    arrival: Duration,
+}
 
 impl Room {
-    pub(crate) fn new(bytes: usize) -> Self {
-        Self(Arc::new(Semaphore::new(bytes)))
+    /// Room for requests that may take as long as `deadline` in all. A body has two thirds of that at most: whoever sends
+    /// too slowly is to hear so, and not that the service could not answer.
+    pub(crate) fn new(bytes: usize, deadline: Duration) -> Self {
+        Self { bytes: Arc::new(Semaphore::new(bytes)), arrival: ARRIVAL.min(deadline * 2 / 3) }
     }
 
     /// Takes room for what has arrived. What was only announced takes none: callers who announce much and send nothing
     /// would keep the others out.
     fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Problem> {
         let bytes = u32::try_from(bytes).map_err(|_| Problem::overloaded())?;
-        self.0.clone().try_acquire_many_owned(bytes).map_err(|_| Problem::overloaded())
+        self.bytes.clone().try_acquire_many_owned(bytes).map_err(|_| Problem::overloaded())
     }
 }
 
@@ -54,7 +59,7 @@ impl Deref for Content {
 
 /// Reads a JSON body of at most `bytes_max`.
 pub(crate) async fn read(room: &Room, headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<Content, Problem> {
-    read_until(Instant::now() + ARRIVAL, room, headers, body, bytes_max).await
+    read_until(Instant::now() + room.arrival, room, headers, body, bytes_max).await
 }
 
 async fn read_until(
@@ -132,25 +137,36 @@ async fn throw_away(mut body: Body) {
 mod tests {
     use super::*;
 
+    fn room(bytes: usize) -> Room {
+        Room::new(bytes, Duration::from_secs(30))
+    }
+
+    #[test]
+    fn a_body_has_arrived_before_its_request_is_over() {
+        for (deadline, arrival) in [(3, 2), (30, 20), (600, 20)] {
+            assert_eq!(Room::new(1, Duration::from_secs(deadline)).arrival, Duration::from_secs(arrival));
+        }
+    }
+
     fn headers(content_type: &str) -> HeaderMap {
         HeaderMap::from_iter([(header::CONTENT_TYPE, content_type.parse().expect("valid"))])
     }
 
     #[tokio::test]
     async fn a_body_in_pieces_is_joined_and_its_room_given_back() {
-        let room = Room::new(100);
+        let room = room(100);
         let pieces = ["{\"a\"", "", ":", "1}"].map(|piece| Ok::<_, std::io::Error>(Bytes::from(piece)));
         let body = Body::from_stream(futures::stream::iter(pieces));
         let content = read(&room, &headers("application/json; charset=utf-8"), body, 7).await.expect("taken");
         assert_eq!(&*content, b"{\"a\":1}");
-        assert_eq!(room.0.available_permits(), 93);
+        assert_eq!(room.bytes.available_permits(), 93);
         drop(content);
-        assert_eq!(room.0.available_permits(), 100);
+        assert_eq!(room.bytes.available_permits(), 100);
     }
 
     #[tokio::test]
     async fn a_body_past_the_limit_is_refused_whether_or_not_it_says_so() {
-        let room = Room::new(100);
+        let room = room(100);
         let silent = headers("application/json");
         let mut announced = silent.clone();
         announced.insert(header::CONTENT_LENGTH, 11.into());
@@ -158,12 +174,12 @@ mod tests {
             let problem = read(&room, &headers, Body::from("01234567890"), 10).await.expect_err("too large");
             assert_eq!(problem.code(), "body_too_large");
         }
-        assert_eq!(room.0.available_permits(), 100);
+        assert_eq!(room.bytes.available_permits(), 100);
     }
 
     #[tokio::test]
     async fn only_json_is_taken() {
-        let room = Room::new(100);
+        let room = room(100);
         for content_type in ["text/plain", "", "application/jsonx", "application/x-www-form-urlencoded"] {
             let problem = read(&room, &headers(content_type), Body::from("{}"), 10).await.expect_err("no JSON");
             assert_eq!(problem.code(), "unsupported_media_type", "{content_type}");
@@ -173,7 +189,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_body_that_stops_arriving_is_waited_for_only_once() {
-        let room = Room::new(100);
+        let room = room(100);
         let stalled = || Body::from_stream(futures::stream::pending::<Result<Bytes, std::io::Error>>());
         for (headers, code) in
             [(headers("application/json"), "invalid_request"), (headers("text/plain"), "unsupported_media_type")]
@@ -187,7 +203,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_there_is_no_room_for_is_told_to_come_back() {
-        let room = Room::new(5);
+        let room = room(5);
         let first = read(&room, &headers("application/json"), Body::from("[1,2]"), 10).await.expect("there is room");
         let problem = read(&room, &headers("application/json"), Body::from("[3]"), 10).await.expect_err("no room");
         assert_eq!(problem.code(), "overloaded");

@@ -144,7 +144,8 @@ impl Expiring {
 
     /// Deals with some of what is due. Whether there is more.
     async fn round(&mut self) -> Result<bool, StoreError> {
-        self.observe().await?;
+        let database = self.database.clone();
+        database.step(self.observe()).await?;
         let started = Instant::now();
         self.marks.go_back(started);
         if let Some(partition) = self.turns.take(started) {
@@ -154,9 +155,9 @@ impl Expiring {
             return Ok(false);
         }
         let now = now();
-        let mut found = due::page(&self.database, &self.marks.cursors(), now, PAGE).await?;
+        let mut found = database.step(due::page(&database, &self.marks.cursors(), now, PAGE)).await?;
         let is_more = is_more(&found);
-        self.count_backlog(now, is_more).await?;
+        database.step(self.count_backlog(now, is_more)).await?;
         // The oldest first, whatever partition it is in.
         found.sort_by_key(|due| (due.expires_at, due.partition, due.position));
         let mut rest = found.as_slice();

@@ -1,7 +1,7 @@
 //! `/v1/freezes/{freeze_id}` and an account's freezes.
 
 use axum::{extract::State, http::StatusCode, response::Response};
-use ledger_core::{Freeze, TransactionId};
+use ledger_core::{EventType, Freeze, TransactionId};
 use projector::freezes::{self, Status};
 use serde_json::{Value, json};
 
@@ -22,7 +22,12 @@ pub(crate) async fn read(State(service): State<Service>, path: Path, query: Quer
     let uuid = body::uuid(text).ok_or_else(|| Problem::invalid("freeze_id", "must be a freeze's transaction_id"))?;
     let id = TransactionId::from_uuid(uuid).ok_or_else(not_found)?;
     service.catch_own_writes(id.locate().0).await?;
-    let freeze = freezes::find(&service.database, id).await?.ok_or_else(not_found)?;
+    let Some(freeze) = freezes::find(&service.database, id).await? else {
+        // That there is none only the log can say.
+        let event = service.ledger.transaction(id).await?;
+        let is_behind = event.is_some_and(|event| event.event_type == EventType::Frozen);
+        return Err(if is_behind { Problem::freeze_behind(id) } else { not_found() });
+    };
     Ok(request::json(StatusCode::OK, document(&freeze).to_string()))
 }
 

@@ -7,7 +7,7 @@ use axum::{
     http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
-use ledger_core::{Account, InvalidField, Rejection};
+use ledger_core::{Account, InvalidField, Rejection, TransactionId};
 use ledger_store::{CommandError, StoreError, Unavailable, error::chain};
 use projector::balances::ReadError;
 use serde_json::{Map, Value, json};
@@ -114,6 +114,11 @@ impl Problem {
         matches!(self.status.as_u16(), 403 | 404 | 409 | 412 | 422 | 423)
     }
 
+    /// Whether something that was named is not there.
+    pub(crate) fn is_not_found(&self) -> bool {
+        self.status == StatusCode::NOT_FOUND
+    }
+
     /// Adds headers to the answer.
     pub(crate) fn with_headers(mut self, headers: HeaderMap) -> Self {
         self.headers.get_or_insert_default().extend(headers);
@@ -159,6 +164,12 @@ impl Problem {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "read_model_behind", detail)
             .with("min_version", min_version)
             .with("version", version)
+    }
+
+    /// The freeze is in the log, and the read model has not come to it.
+    pub(crate) fn freeze_behind(id: TransactionId) -> Self {
+        let detail = "the read model has not come to the freeze yet; ask again";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "read_model_behind", detail).with("freeze_id", id.to_string())
     }
 
     pub(crate) fn overloaded() -> Self {

@@ -99,7 +99,8 @@ impl Turns {
                 self.wait(STAND_BY).await;
                 continue;
             }
-            let due = proof::next_due(&self.service.database, self.manner.round, now()).await?;
+            let database = &self.service.database;
+            let due = database.step(proof::next_due(database, self.manner.round, now())).await?;
             if let Some(oldest) = due.oldest {
                 metrics::gauge!("ledger_proof_round_seconds").set(oldest.as_secs_f64());
             }

@@ -12,9 +12,15 @@ use crate::{
     service::Service,
 };
 
+/// Transactions of one answer: a key may be bound in every account there is.
+const TRANSACTIONS_MAX: usize = 1_000;
+
 #[derive(Serialize)]
 struct Items<'a> {
     items: Vec<Transaction<'a>>,
+    /// Of all accounts' there may be more than are shown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    has_more: Option<bool>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     refusals: Vec<RefusalDocument<'a>>,
 }
@@ -37,7 +43,7 @@ pub(crate) async fn find(State(service): State<Service>, query: Query) -> Result
     let id = query.get("business_id").ok_or_else(|| missing("business_id"))?;
     // The ledger's own keys may be looked up, too.
     let key = BusinessKey::reserved(code, id)?;
-    let mut refusals = Vec::new();
+    let (mut has_more, mut refusals) = (None, Vec::new());
     let events: Vec<Event> = match (query.get("user_id"), query.get("credit_type")) {
         (Some(user_id), Some(credit_type)) => {
             let account = Account::new(user_id, credit_type)?;
@@ -45,12 +51,17 @@ pub(crate) async fn find(State(service): State<Service>, query: Query) -> Result
             refusals = service.ledger.refusals(&key, Some(&account)).await?;
             found.into_iter().map(|event| (*event).clone()).collect()
         }
-        (None, None) => service.ledger.find_all(&key).await?,
+        (None, None) => {
+            let (found, is_part) = service.ledger.find_all(&key, TRANSACTIONS_MAX).await?;
+            has_more = Some(is_part);
+            found
+        }
         (Some(_), None) => return Err(Problem::invalid("credit_type", "is required with user_id")),
         (None, Some(_)) => return Err(Problem::invalid("user_id", "is required with credit_type")),
     };
     let items = Items {
         items: events.iter().map(Transaction::from).collect(),
+        has_more,
         refusals: refusals.iter().map(Into::into).collect(),
     };
     Ok(request::json(StatusCode::OK, serde_json::to_string(&items).expect("events are JSON")))

@@ -57,8 +57,8 @@ impl Reversal {
     }
 }
 
-/// A transaction that nothing reverses: a lock, an unlock, or the release of a freeze that another operation made, which is
-/// settled for ever.
+/// A transaction that nothing reverses: a lock, an unlock, the release of a freeze that another operation made, which is
+/// settled for ever, or the refund of a deduction that another operation made, which stays refunded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Irreversible {
     pub transaction_id: TransactionId,
@@ -79,17 +79,12 @@ pub fn reversals(events: &[Event]) -> Result<Vec<Reversal>, Vec<Irreversible>> {
     let mut irreversible = Vec::new();
     for event in events.iter().filter(|event| &**event.key.code() != COMPENSATION_CODE) {
         let reversal = |action| Reversal { reversed: event.transaction_id, account: event.account.clone(), action };
-        let take_back = || {
-            let amount = event.amount.expect("a credit and a refund have amounts");
-            reversal(Action::Debit { account: event.account.clone(), amount })
-        };
+        let settled = Irreversible { transaction_id: event.transaction_id, event_type: event.event_type };
         let named = NamedAccount::default();
         // What a capture released of its freeze cannot be held again either.
         let releases = event.event_type == EventType::Unfrozen || event.released > 0;
         match event.event_type {
-            _ if releases && !own(event.related_id) => {
-                irreversible.push(Irreversible { transaction_id: event.transaction_id, event_type: event.event_type });
-            }
+            _ if releases && !own(event.related_id) => irreversible.push(settled),
             // Its original is reversed by whatever remains of it.
             EventType::Unfrozen => {}
             EventType::Refunded if own(event.related_id) => {}
@@ -99,10 +94,13 @@ pub fn reversals(events: &[Event]) -> Result<Vec<Reversal>, Vec<Irreversible>> {
             EventType::Deducted => {
                 found[1].push(reversal(Action::Refund { debit: event.transaction_id, named, amount: None }));
             }
-            EventType::Credited | EventType::Refunded => found[2].push(take_back()),
-            EventType::Locked | EventType::Unlocked => {
-                irreversible.push(Irreversible { transaction_id: event.transaction_id, event_type: event.event_type });
+            EventType::Credited => {
+                let amount = event.amount.expect("a credit has an amount");
+                found[2].push(reversal(Action::Debit { account: event.account.clone(), amount }));
             }
+            // A debit would take the units back and leave the other operation's deduction refunded: when that one is
+            // reversed, too, they would be lost.
+            EventType::Refunded | EventType::Locked | EventType::Unlocked => irreversible.push(settled),
         }
     }
     if irreversible.is_empty() { Ok(found.into_iter().flatten().collect()) } else { Err(irreversible) }
@@ -176,5 +174,22 @@ mod tests {
         events.push(release);
         let irreversible = reversals(&events).expect_err("the release of another operation's freeze is settled");
         assert_eq!(irreversible, [Irreversible { transaction_id, event_type: EventType::Unfrozen }]);
+    }
+
+    #[test]
+    fn a_refund_is_undone_with_its_own_deduction_and_with_no_other() {
+        let deduction = event(1, EventType::Deducted, None);
+        let own = event(2, EventType::Refunded, Some(deduction.transaction_id));
+        let reversed: Vec<_> = reversals(&[deduction.clone(), own.clone()])
+            .expect("the rest of the deduction is refunded")
+            .iter()
+            .map(|reversal| reversal.reversed)
+            .collect();
+        assert_eq!(reversed, [deduction.transaction_id]);
+
+        // Where the deduction is another operation's, nothing makes it refundable again.
+        let irreversible = reversals(std::slice::from_ref(&own)).expect_err("the refund stands");
+        let transaction_id = own.transaction_id;
+        assert_eq!(irreversible, [Irreversible { transaction_id, event_type: EventType::Refunded }]);
     }
 }

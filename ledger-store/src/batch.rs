@@ -29,8 +29,8 @@ pub(crate) enum Ask {
     Newest(AccountId),
     /// Where the events under a key's hash in an account are.
     Key(KeyHash),
-    /// Where the events under a business key's hash in any account are that the indexes may not hold.
-    Business(u64),
+    /// Where the events under a business key's hash in any account are that the indexes may not hold, at most so many.
+    Business(u64, usize),
     /// Where the events under an operation's hash are that the indexes may not hold.
     Operation(u64),
 }
@@ -99,7 +99,7 @@ impl Request {
             Ask::One(command) => std::slice::from_ref(command),
             Ask::Atomic(commands) | Ask::Each(commands) => commands,
             Ask::Compensate(compensate) => &compensate.reversals,
-            Ask::Newest(_) | Ask::Key(_) | Ask::Business(_) | Ask::Operation(_) => &[],
+            Ask::Newest(_) | Ask::Key(_) | Ask::Business(..) | Ask::Operation(_) => &[],
         }
     }
 

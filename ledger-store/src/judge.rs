@@ -65,9 +65,9 @@ impl Round<'_> {
                 draft.judged.insert(hash.partition);
                 Answer::Places(self.known(None, draft).key_places(*hash)?)
             }
-            Ask::Business(business) => {
+            Ask::Business(business, limit) => {
                 draft.judged.insert_all(Partitions::ALL);
-                Answer::Places(self.known(None, draft).layers.business_places(*business))
+                Answer::Places(self.known(None, draft).layers.business_places(*business).take(*limit).collect())
             }
             Ask::Operation(hash) => {
                 draft.judged.insert_all(Partitions::ALL);

@@ -120,12 +120,8 @@ impl<'a> Layers<'a> {
     }
 
     /// Where events under a business key's hash are, in any account.
-    pub(crate) fn business_places(self, business: u64) -> Vec<(Partition, Position)> {
-        self.spans()
-            .flat_map(|span| &span.keys)
-            .filter(|(hash, _)| hash.business == business)
-            .flat_map(|(hash, positions)| positions.iter().map(|position| (hash.partition, *position)))
-            .collect()
+    pub(crate) fn business_places(self, business: u64) -> impl Iterator<Item = (Partition, Position)> {
+        self.spans().flat_map(move |span| span.business_places(business)).copied()
     }
 }
 

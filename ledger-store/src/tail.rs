@@ -1,6 +1,9 @@
 //! What the indexes do not hold yet: the log after their checkpoint, in memory.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, OnceLock},
+};
 
 use foldhash::HashMap;
 
@@ -33,11 +36,17 @@ pub(crate) struct OriginalEntry {
     pub(crate) newest: Position,
 }
 
+/// Where events are, by their business key's hash.
+type Businesses = HashMap<u64, SmallVec<[(Partition, Position); 1]>>;
+
 /// What some successive events made.
 #[derive(Debug, Default)]
 pub(crate) struct Span {
     pub(crate) accounts: HashMap<AccountId, Balance>,
     pub(crate) keys: HashMap<KeyHash, SmallVec<[Position; 1]>>,
+    /// The same by the business key's hash alone, for whoever asks without an account: made when the first one asks, and kept
+    /// in step from then on. Nobody asks most spans, and each of their events would pay for it.
+    businesses: OnceLock<Businesses>,
     /// Where the events of an operation are, by its hash: of those whose caller gave one.
     pub(crate) operations: HashMap<u64, SmallVec<[(Partition, Position); 2]>>,
     pub(crate) originals: HashMap<(Partition, Position), OriginalEntry>,
@@ -52,7 +61,11 @@ impl Span {
     pub(crate) fn add(&mut self, event: &Event) {
         let account = event.account.id();
         self.accounts.insert(account, balance_after(event));
-        self.keys.entry(KeyHash::new(&event.account, &event.key)).or_default().push(event.position);
+        let key = KeyHash::new(&event.account, &event.key);
+        self.keys.entry(key).or_default().push(event.position);
+        if let Some(businesses) = self.businesses.get_mut() {
+            businesses.entry(key.business).or_default().push((key.partition, event.position));
+        }
         if let Some(id) = operation::given(event) {
             self.operations.entry(operation::hash(id)).or_default().push((event.partition, event.position));
         }
@@ -77,6 +90,10 @@ impl Span {
         }
         self.accounts.extend(newer.accounts);
         for (key, positions) in newer.keys {
+            if let Some(businesses) = self.businesses.get_mut() {
+                let places = positions.iter().map(|position| (key.partition, *position));
+                businesses.entry(key.business).or_default().extend(places);
+            }
             self.keys.entry(key).or_default().extend(positions);
         }
         for (operation, places) in newer.operations {
@@ -85,6 +102,20 @@ impl Span {
         self.originals.extend(newer.originals);
         self.history.extend(newer.history);
         self.events += newer.events;
+    }
+
+    /// Where events under a business key's hash are, in any account.
+    pub(crate) fn business_places(&self, business: u64) -> &[(Partition, Position)] {
+        let businesses = self.businesses.get_or_init(|| {
+            let mut businesses = Businesses::default();
+            businesses.reserve(self.keys.len());
+            for (key, positions) in &self.keys {
+                let places = positions.iter().map(|position| (key.partition, *position));
+                businesses.entry(key.business).or_default().extend(places);
+            }
+            businesses
+        });
+        businesses.get(&business).map(SmallVec::as_slice).unwrap_or_default()
     }
 
     /// The rows that this makes in the indexes, each list in the order of its primary key.
@@ -311,5 +342,89 @@ impl Tail {
             self.accounts.insert(*id, balance.clone());
         }
         Some(sealed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ledger_core::{Account, AccountState, Amount, BusinessKey, Epoch, Hash, SCHEMA_VERSION, TransactionId};
+
+    use super::*;
+
+    fn credit(user: &str, position: u64, id: &str) -> Event {
+        let account = Account::new(user, "points").expect("valid");
+        let key = BusinessKey::new("campaign", id).expect("valid");
+        let transaction_id = TransactionId::derive(&account, Epoch::FIRST, Position(position), &key);
+        Event {
+            partition: account.partition(),
+            epoch: Epoch::FIRST,
+            position: Position(position),
+            previous_position: Position::ZERO,
+            transaction_id,
+            event_type: EventType::Credited,
+            schema_version: SCHEMA_VERSION,
+            account,
+            amount: Amount::new(1).ok(),
+            released: 0,
+            related_id: None,
+            remaining: None,
+            after: AccountState { balance: 1, version: 1, ..AccountState::default() },
+            key,
+            operation_id: transaction_id.uuid(),
+            request_id: "request".into(),
+            actor: "test".into(),
+            description: None,
+            metadata: None,
+            expires_at: None,
+            recorded_at: Timestamp::from_micros(1).expect("in range"),
+            batch: None,
+            hash: Hash::ZERO,
+        }
+    }
+
+    /// Where a key's events are, sorted.
+    fn places(span: &Span, id: &str) -> Vec<(Partition, Position)> {
+        let key = BusinessKey::new("campaign", id).expect("valid");
+        let mut places = span.business_places(key.hash()).to_vec();
+        places.sort_unstable();
+        places
+    }
+
+    #[test]
+    fn a_business_key_is_found_in_every_account_whenever_it_was_asked_for_first() {
+        let events: Vec<_> = (1..=9)
+            .map(|number| credit(&format!("user-{number}"), number, if number % 3 == 0 { "other" } else { "one" }))
+            .collect();
+        let wanted = |up_to: usize, id: &str| {
+            let of_key = events[..up_to].iter().filter(|event| **event.key.id() == *id);
+            let mut places: Vec<_> = of_key.map(|event| (event.partition, event.position)).collect();
+            places.sort_unstable();
+            places
+        };
+        for (first_asked, newer_asked) in [(0, true), (2, true), (2, false), (9, false)] {
+            let mut span = Span::default();
+            let mut newer = Span::default();
+            for (number, event) in (1_usize..).zip(&events[..6]) {
+                span.add(event);
+                if number == first_asked {
+                    assert_eq!(places(&span, "one"), wanted(number, "one"));
+                }
+            }
+            for event in &events[6..] {
+                newer.add(event);
+            }
+            if newer_asked {
+                assert_eq!(places(&newer, "other"), [(events[8].partition, events[8].position)]);
+            }
+            span.absorb(newer);
+            for id in ["one", "other"] {
+                assert_eq!(places(&span, id), wanted(9, id), "asked first after {first_asked}");
+            }
+            // One that was empty takes the other over as it is.
+            let mut empty = Span::default();
+            assert!(places(&empty, "one").is_empty());
+            empty.absorb(span);
+            assert_eq!(places(&empty, "one"), wanted(9, "one"));
+        }
     }
 }

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use sqlx::Connection;
 use tests::{Service, on_both_databases, service::program, store::NewDatabase};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
+use uuid::Uuid;
 
 on_both_databases!(
     each_change_is_written_down_with_the_state_before_and_after,
@@ -15,6 +16,7 @@ on_both_databases!(
     a_search_is_read_page_by_page_and_bad_parameters_are_named,
     a_level_says_what_is_written_down,
     what_a_caller_who_hung_up_asked_for_is_written_down,
+    what_is_asked_of_an_operation_names_it,
 );
 
 async fn search(service: &Service, query: &str) -> Vec<Value> {
@@ -185,6 +187,52 @@ async fn what_a_caller_who_hung_up_asked_for_is_written_down(database: NewDataba
     let written = rows(&service, "&action=credit", 1).await;
     assert_eq!((&written[0]["request_id"], &written[0]["outcome"]), (&json!("hung-up"), &json!("recorded")));
     assert_eq!(service.holdings("ann").await, (5, 0, 5));
+}
+
+async fn what_is_asked_of_an_operation_names_it(database: NewDatabase) {
+    let service = Service::start(&database.url, &[]);
+    service.credit("ann", 100, "seed").await;
+    let [id, unknown, flow] = [Uuid::new_v4(), Uuid::new_v4(), Uuid::new_v4()];
+    let mut debit = command("ann", 30, "1");
+    debit["operation_id"] = json!(id);
+    service.post("/v1/debits", &debit).await.expect(201);
+    let compensate = async |id: Uuid, reason: &str| {
+        service.post(&format!("/v1/operations/{id}/compensate"), &json!({ "reason": reason })).await
+    };
+    compensate(id, "out of stock").await.expect(200);
+    compensate(id, "again").await.expect(200);
+    compensate(unknown, "nonsense").await.expect(404);
+    let written = rows(&service, "&action=compensate", 3).await;
+    for (outcome, details) in [
+        ("done", json!({ "operation_id": id, "reason": "out of stock", "transactions": 1, "before": false })),
+        ("done", json!({ "operation_id": id, "reason": "again", "transactions": 1, "before": true })),
+        ("operation_not_found", json!({ "operation_id": unknown, "reason": "nonsense" })),
+    ] {
+        assert!(written.iter().any(|row| row["outcome"] == outcome && row["details"] == details), "{written:#?}");
+    }
+
+    let open = async |name: &str| {
+        let body = json!({ "operation_id": flow, "name": name, "steps": ["pay"] });
+        service.post("/v1/operations", &body).await
+    };
+    open("order").await.expect(201);
+    open("another").await.expect(409);
+    let step = async |name: &str| {
+        service.post(&format!("/v1/operations/{flow}/steps/{name}"), &json!({ "status": "started" })).await
+    };
+    step("pay").await.expect(201);
+    step("pay").await.expect(200);
+    step("ship").await.expect(404);
+    let written = rows(&service, "&action=operation", 5).await;
+    for (outcome, details) in [
+        ("done", json!({ "operation_id": flow, "name": "order", "before": false })),
+        ("idempotency_conflict", json!({ "operation_id": flow, "name": "another" })),
+        ("done", json!({ "operation_id": flow, "step": "pay", "status": "started", "before": false })),
+        ("done", json!({ "operation_id": flow, "step": "pay", "status": "started", "before": true })),
+        ("step_not_found", json!({ "operation_id": flow, "step": "ship", "status": "started" })),
+    ] {
+        assert!(written.iter().any(|row| row["outcome"] == outcome && row["details"] == details), "{written:#?}");
+    }
 }
 
 async fn what_waits_is_written_when_the_service_stops(database: NewDatabase) {

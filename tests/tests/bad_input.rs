@@ -1,13 +1,20 @@
 //! What a caller can send that is wrong, or merely odd.
 
+use std::time::Duration;
+
 use reqwest::Method;
 use serde_json::{Value, json};
 use tests::{Service, on_both_databases, store::NewDatabase, verify_consistent};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 
 on_both_databases!(
     every_wrong_body_is_refused_by_the_name_of_its_field,
     every_wrong_path_and_query_is_refused_by_the_name_of_its_part,
     any_text_comes_back_as_it_was_sent,
+    a_body_that_stops_arriving_is_told_so_before_its_request_is_over,
 );
 
 const GOOD: &str = r#"{"user_id":"ann","credit_type":"points","amount":5,"business_code":"a","business_id":"b"}"#;
@@ -155,6 +162,9 @@ async fn every_wrong_path_and_query_is_refused_by_the_name_of_its_part(database:
         ("/v1/events", 400, "invalid_request", "partition"),
         ("/v1/events?partition=64", 400, "invalid_request", "partition"),
         ("/v1/events/stream?from=here", 400, "invalid_request", "from"),
+        ("/v1/audit?actor=a%00b", 400, "invalid_request", "actor"),
+        ("/v1/audit?action=%00", 400, "invalid_request", "action"),
+        ("/v1/audit?request_id=%00", 400, "invalid_request", "request_id"),
     ] {
         let answer = service.get(path).await;
         assert_eq!(answer.status.as_u16(), status, "{path}: {}", answer.body);
@@ -164,6 +174,25 @@ async fn every_wrong_path_and_query_is_refused_by_the_name_of_its_part(database:
     let wrong = service.send(Method::DELETE, "/v1/credits", None).await.expect("an answer");
     assert_eq!((wrong.status.as_u16(), wrong.text("code")), (405, "method_not_allowed"));
     assert_eq!(wrong.headers["allow"], "POST");
+}
+
+async fn a_body_that_stops_arriving_is_told_so_before_its_request_is_over(database: NewDatabase) {
+    let service = Service::start(&database.url, &["--request-timeout-seconds", "3"]);
+    let address = service.url.strip_prefix("http://").expect("its address");
+    let mut caller = TcpStream::connect(address).await.expect("it listens");
+    let half = format!(
+        "POST /v1/credits HTTP/1.1\r\nHost: ledger\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{}",
+        GOOD.len(),
+        &GOOD[..GOOD.len() / 2]
+    );
+    caller.write_all(half.as_bytes()).await.expect("sent");
+    let mut answer = Vec::new();
+    let answered =
+        async { while !answer.ends_with(b"}") && caller.read_buf(&mut answer).await.expect("an answer") > 0 {} };
+    tokio::time::timeout(Duration::from_secs(30), answered).await.expect("an answer");
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    assert!(answer.contains("\"invalid_request\"") && answer.contains("\"field\":\"body\""), "{answer}");
 }
 
 async fn any_text_comes_back_as_it_was_sent(database: NewDatabase) {

@@ -11,6 +11,8 @@ on_both_databases!(
     a_batch_that_is_not_atomic_answers_each_command_on_its_own,
     a_command_that_cannot_be_read_is_named_by_its_index,
     a_batch_cannot_name_what_it_makes_itself,
+    an_id_that_no_ledger_gives_is_refused_like_one_that_names_nothing,
+    a_key_of_very_many_accounts_is_shown_in_part,
 );
 
 fn command(kind: &str, user: &str, amount: u64, id: &str) -> Value {
@@ -100,6 +102,67 @@ async fn a_command_that_cannot_be_read_is_named_by_its_index(database: NewDataba
     ] {
         assert_eq!(service.post("/v1/batches", &body).await.expect(400)["field"], field, "{body}");
     }
+}
+
+async fn an_id_that_no_ledger_gives_is_refused_like_one_that_names_nothing(database: NewDatabase) {
+    let service = Service::start(&database.url, &[]);
+    // The first is of a version that the ledger does not make; the second could be an id, of an event far ahead.
+    for id in ["67e55044-10b1-426f-9247-bb680e5fe0c8", "07e55044-10b1-826f-9247-bb680e5fe0c8"] {
+        for (kind, field, code) in [
+            ("debit", "freeze_id", "freeze_not_found"),
+            ("unfreeze", "freeze_id", "freeze_not_found"),
+            ("refund", "debit_id", "debit_not_found"),
+        ] {
+            let mut stray = json!({ "type": kind, "business_code": "batch.stray", "business_id": "1" });
+            stray[field] = json!(id);
+            let credit = command("credit", "ann", 10, "1");
+            let batch = json!({ "commands": [credit, stray] });
+            let refused = service.post("/v1/batches", &batch).await.expect(422);
+            assert_eq!((&refused["code"], &refused["index"]), (&json!("batch_rejected"), &json!(1)), "{refused}");
+            let problem = &refused["problem"];
+            assert_eq!(
+                (&problem["status"], &problem["code"], &problem["field"], &problem[field]),
+                (&json!(404), &json!(code), &json!(field), &json!(id))
+            );
+            service.get("/v1/accounts/ann/points").await.expect(404);
+            // What cannot be read is told first.
+            let unreadable = json!({ "commands": [stray, { "type": "credit" }] });
+            assert_eq!(service.post("/v1/batches", &unreadable).await.expect(400)["field"], "commands[1].user_id");
+            let each = json!({ "atomic": false, "commands": [stray] });
+            let problem = service.post("/v1/batches", &each).await.expect(200)["results"][0].clone();
+            assert_eq!((&problem["code"], &problem["field"]), (&json!(code), &json!(field)));
+        }
+    }
+}
+
+/// A thousand transactions of the key that the accounts share, and whether it is said that there are more.
+async fn shown_in_part(service: &Service, has_more: bool) {
+    let found = service.get("/v1/transactions?business_code=batch.credit&business_id=campaign").await.expect(200);
+    let items = found["items"].as_array().expect("a list");
+    let place = |item: &Value| (item["partition"].as_u64(), item["position"].as_u64());
+    let places: Vec<_> = items.iter().map(place).collect();
+    assert!(places.is_sorted_by(|one, next| one < next), "each once and in order: {places:?}");
+    assert_eq!((places.len(), &found["has_more"]), (1_000, &json!(has_more)));
+}
+
+async fn a_key_of_very_many_accounts_is_shown_in_part(database: NewDatabase) {
+    let mut service = Service::start(&database.url, &[]);
+    let credit = |user: usize| command("credit", &format!("user-{user}"), 1, "campaign");
+    let commands: Vec<_> = (0..1_000).map(credit).collect();
+    service.post("/v1/batches", &json!({ "commands": commands })).await.expect(201);
+    shown_in_part(&service, false).await;
+    // From then on the index holds them, and memory what comes later.
+    service.terminate();
+    let mut service = Service::start(&database.url, &[]);
+    shown_in_part(&service, false).await;
+    service.post("/v1/batches", &json!({ "commands": [credit(1_000)] })).await.expect(201);
+    shown_in_part(&service, true).await;
+    let key = "business_code=batch.credit&business_id=campaign";
+    let one = service.get(&format!("/v1/transactions?{key}&user_id=user-1000&credit_type=points")).await.expect(200);
+    assert_eq!((one["items"].as_array().map(Vec::len), one.get("has_more")), (Some(1), None));
+    service.terminate();
+    let service = Service::start(&database.url, &[]);
+    shown_in_part(&service, true).await;
 }
 
 /// The id that a freeze of ann's has if its event is the next one.

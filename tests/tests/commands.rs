@@ -1,12 +1,15 @@
 //! `POST /v1/credits`, `/v1/debits`, `/v1/freezes`, `/v1/unfreezes`, `/v1/refunds`, as an order flow uses them.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
-use tests::{Service, on_both_databases, store::NewDatabase, verify_consistent};
+use tests::{Service, on_both_databases, store::NewDatabase, vandal::Vandal, verify_consistent};
 
 on_both_databases!(
     an_order_is_cancelled_and_another_is_confirmed_and_refunded,
     a_command_that_is_sent_64_times_at_once_is_done_once,
     a_freeze_is_read_at_once_through_the_process_that_made_it,
+    what_the_read_models_have_not_come_to_is_not_called_unknown,
     a_key_that_was_used_for_other_content_is_a_conflict,
     a_repeat_is_answered_though_the_account_could_not_afford_it_any_more,
     of_a_capture_and_a_release_of_one_freeze_exactly_one_wins,
@@ -158,6 +161,33 @@ async fn a_freeze_is_read_at_once_through_the_process_that_made_it(database: New
         assert_eq!(open["items"][0]["freeze_id"], *id);
         assert_eq!(service.get(&format!("/v1/accounts/{user}/points")).await.expect(200)["frozen"], 4);
     }
+}
+
+async fn what_the_read_models_have_not_come_to_is_not_called_unknown(database: NewDatabase) {
+    let mut service = Service::start(&database.url, &[]);
+    let credited = service.credit("ann", 10, "seed").await;
+    let frozen = service.post("/v1/freezes", &of("ann", 4, "order.create", "1")).await.expect(201);
+    let projected = async {
+        while service.get("/readyz").await.body["projector"]["lag_positions"] != 0 {
+            tokio::time::sleep(Duration::from_millis(25)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), projected).await.expect("the projector catches up");
+    service.terminate();
+    // As if the projector had come to none of it, and to a process that remembers nothing of it.
+    Vandal::in_place(&database.url).run(&["delete from balances", "delete from freezes"]).await;
+    let service = Service::start(&database.url, &["--proof-round", "0"]);
+
+    let account = service.get("/v1/accounts/ann/points").await.expect(200);
+    assert_eq!((holds(&account), &account["version"]), ([10, 4, 6], &json!(2)));
+    let freeze =
+        |transaction: &Value| format!("/v1/freezes/{}", transaction["transaction_id"].as_str().expect("an id"));
+    let behind = service.get(&freeze(&frozen)).await;
+    assert_eq!((behind.status.as_u16(), behind.text("code")), (503, "read_model_behind"), "{}", behind.body);
+    assert!(behind.headers.contains_key("retry-after"));
+
+    assert_eq!(service.get("/v1/accounts/bob/points").await.expect(404)["code"], "account_not_found");
+    assert_eq!(service.get(&freeze(&credited)).await.expect(404)["code"], "freeze_not_found");
 }
 
 async fn a_key_that_was_used_for_other_content_is_a_conflict(database: NewDatabase) {

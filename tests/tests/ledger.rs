@@ -112,7 +112,7 @@ async fn a_repeat_is_answered_after_a_restart_and_whatever_the_account_holds(dat
         );
         let key = BusinessKey::new("test.debit", "all").expect("valid");
         assert_eq!(ledger.find(&account("ann"), &key).await.expect("read"), Some(first.event.clone()));
-        assert_eq!(ledger.find_all(&key).await.expect("read"), [(*first.event).clone()]);
+        assert_eq!(ledger.find_all(&key, 1).await.expect("read"), (vec![(*first.event).clone()], false));
         // A refund needs the original, which only the log knows after the restart.
         let part = ledger
             .execute(refund(first.event.transaction_id, Some(10), &format!("{restart}")))

@@ -16,6 +16,7 @@ on_both_databases!(
     a_flow_says_by_its_steps_how_far_it_is,
     an_order_half_done_is_reversed_whole_and_once,
     what_cannot_be_reversed_whole_is_refused_whole,
+    a_refund_of_another_operations_deduction_loses_nothing,
     a_compensated_operation_takes_no_more_commands,
     orders_that_are_cancelled_from_three_sides_are_reversed_once,
     a_compensation_survives_a_crash_in_the_middle,
@@ -243,6 +244,38 @@ async fn what_cannot_be_reversed_whole_is_refused_whole(database: NewDatabase) {
     assert_eq!(refused["problems"][0]["code"], "not_reversible");
     for (body, field) in [(json!({ "reason": 1 }), "reason"), (json!({ "amount": 1 }), "amount")] {
         assert_eq!(service.post(&path, &body).await.expect(400)["field"], field);
+    }
+    verify_consistent(&database.url);
+}
+
+async fn a_refund_of_another_operations_deduction_loses_nothing(database: NewDatabase) {
+    let service = Service::start(&database.url, &[]);
+    let compensate = async |id: Uuid| service.post(&format!("/v1/operations/{id}/compensate"), &json!({})).await;
+    for (user, is_refund_first) in [("ann", true), ("bob", false)] {
+        service.credit(user, 100, "seed").await;
+        let [order, claim] = [Uuid::new_v4(), Uuid::new_v4()];
+        let debit = service.post("/v1/debits", &body(user, 100, "order.pay", "1", order)).await.expect(201);
+        let refund = json!({ "debit_id": debit["transaction_id"], "amount": 40, "business_code": "order.back",
+            "business_id": "1", "operation_id": claim });
+        let refund = service.post("/v1/refunds", &refund).await.expect(201);
+        let mut answers = if is_refund_first {
+            [compensate(claim).await, compensate(order).await]
+        } else {
+            [compensate(order).await, compensate(claim).await]
+        };
+        answers.sort_by_key(|answer| answer.status);
+        let [compensated, refused] = answers;
+        assert_eq!(compensated.expect(200)["status"], "compensated");
+        // Its deduction would stay refunded, and the units would be nobody's.
+        let refused = refused.expect(422);
+        assert_eq!(refused["code"], "compensation_refused");
+        assert_eq!(refused["problems"].as_array().map(Vec::len), Some(1), "{refused}");
+        let problem = &refused["problems"][0];
+        assert_eq!(
+            (&problem["code"], &problem["transaction_id"]),
+            (&json!("not_reversible"), &refund["transaction_id"])
+        );
+        assert_eq!(service.holdings(user).await, (100, 0, 100), "{user}");
     }
     verify_consistent(&database.url);
 }

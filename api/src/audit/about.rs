@@ -60,10 +60,11 @@ impl About {
     pub(crate) fn record(self, service: &Service, response: &Response) {
         let did = response.extensions().get::<Did>().cloned();
         let did = match response.extensions().get::<Problem>() {
-            Some(problem) if problem.is_refusal() => {
-                let account = problem.account().cloned();
-                Did { account, ..Did::of(Outcome::Refused(problem.code())) }
-            }
+            Some(problem) if problem.is_refusal() => Did {
+                outcome: Outcome::Refused(problem.code()),
+                account: problem.account().cloned(),
+                details: did.and_then(|did| did.details),
+            },
             Some(_) => return,
             None => did.unwrap_or(Did::of(Outcome::Done)),
         };

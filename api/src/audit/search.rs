@@ -28,9 +28,9 @@ pub(crate) async fn search(State(service): State<Service>, query: Query) -> Resu
     let to = time(&query, "to")?.unwrap_or(Uuid::max());
     let wanted = Wanted {
         account,
-        actor: query.get("actor").map(str::to_owned),
-        action: query.get("action").map(str::to_owned),
-        request_id: query.get("request_id").map(str::to_owned),
+        actor: text(&query, "actor")?,
+        action: text(&query, "action")?,
+        request_id: text(&query, "request_id")?,
         from: time(&query, "from")?.unwrap_or(Uuid::nil()),
         before: read_cursor(&query)?.unwrap_or(Uuid::max()).min(to),
         limit: i64::try_from(limit).unwrap_or(i64::MAX),
@@ -46,6 +46,14 @@ pub(crate) async fn search(State(service): State<Service>, query: Query) -> Resu
     let items: Vec<_> = rows.iter().map(|row| document(row, &states)).collect();
     let page = json!({ "items": items, "next_cursor": next.map(cursor) });
     Ok(request::json(StatusCode::OK, page.to_string()))
+}
+
+/// A text that a row may have: PostgreSQL has NUL in none, and cannot be asked for it.
+fn text(query: &Query, name: &'static str) -> Result<Option<String>, Problem> {
+    match query.get(name) {
+        Some(text) if text.contains('\0') => Err(Problem::invalid(name, "must not contain NUL")),
+        text => Ok(text.map(str::to_owned)),
+    }
 }
 
 /// The first id of a time, to the millisecond.

@@ -7,7 +7,7 @@ use ledger_core::{Account, Partition, Timestamp, TransactionId};
 use ledger_store::{Database, StoreError, postgres::copy::Rows, sqlite};
 use serde_json::{Map, Value};
 use sqlx::{AssertSqlSafe, PgConnection, Row as _};
-use tokio::time::sleep;
+use tokio::{sync::Semaphore, time::sleep};
 use uuid::Uuid;
 
 use super::{Entry, Outcome};
@@ -243,9 +243,12 @@ pub(super) struct Wanted {
 
 /// Rows that one search looks at, in all.
 const LOOKS_MAX: i64 = 320_000;
+/// Searches of one process at a time: each may read for seconds, by connections that all other reads need, too.
+static SEARCHES: Semaphore = Semaphore::const_new(4);
 
 /// The newest rows that are searched for, and down to where was looked, when that was not to the end.
 pub(super) async fn search(database: &Database, wanted: &Wanted) -> Result<(Vec<Row>, Option<Uuid>), StoreError> {
+    let _turn = SEARCHES.acquire().await.expect("it is never closed");
     let partitions: Vec<_> = match &wanted.account {
         Some(account) => vec![account.partition()],
         None => Partition::all().collect(),

@@ -16,9 +16,10 @@ use ledger_store::{
     Unavailable,
     operations::{Asked, Compensated, Operation, REVERSALS_MAX},
 };
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
+use uuid::Uuid;
 
-use super::{document, id, known};
+use super::{document, id, known, told};
 use crate::{
     access::{Caller, Scope},
     body, commands, content,
@@ -46,13 +47,24 @@ pub(crate) async fn compensate(
         reason: reason(&service, &headers, body).await?.into(),
         at: Timestamp::from_micros(Utc::now().timestamp_micros()).ok_or_else(Problem::internal)?,
     };
+    let mut details =
+        Map::from_iter([("operation_id".to_owned(), json!(id)), ("reason".to_owned(), json!(&*asked.reason))]);
+    let outcome = reverse(&service, &origin.caller, id, &asked).await.map(|(operation, before)| {
+        let reversals = operation.compensation.as_ref().map(|compensation| compensation.reversals);
+        details.insert("transactions".to_owned(), json!(reversals));
+        details.insert("before".to_owned(), json!(before));
+        json(StatusCode::OK, document(&operation, &origin.caller))
+    });
+    Ok(told(outcome, details))
+}
+
+/// Reverses an operation, however it goes on meanwhile. Gives it as it is then, and whether it was reversed before.
+async fn reverse(service: &Service, caller: &Caller, id: Uuid, asked: &Asked) -> Result<(Operation, bool), Problem> {
     for _ in 0..ATTEMPTS {
-        let operation = known(&service, id).await?;
-        match attempt(&service, &origin.caller, &operation, &asked).await? {
-            Compensated::Now(_) | Compensated::Before => {
-                let operation = known(&service, id).await?;
-                return Ok(json(StatusCode::OK, document(&operation, &origin.caller)));
-            }
+        let operation = known(service, id).await?;
+        match attempt(service, caller, &operation, asked).await? {
+            Compensated::Now(_) => return Ok((known(service, id).await?, false)),
+            Compensated::Before => return Ok((known(service, id).await?, true)),
             Compensated::ReadAgain => {}
             Compensated::Refused(_) => return Err(Problem::internal()),
         }

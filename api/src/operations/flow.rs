@@ -16,10 +16,10 @@ use ledger_store::{
     refusals::Time,
 };
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
+use serde_json::{Map, Value, json, value::RawValue};
 use uuid::Uuid;
 
-use super::{Status, document, id, known, verbatim};
+use super::{Status, document, id, known, told, verbatim};
 use crate::{
     access::Caller,
     body::{self, missing},
@@ -120,13 +120,18 @@ pub(crate) async fn open(
     let opening = Opening { steps, description: description.map(|text| text.to_string()) };
     let data = serde_json::to_string(&opening).expect("names are JSON");
     let record = record(id, 0, &name, OPENED, Some(data), &origin)?;
+    let details = [("operation_id", json!(id)), ("name", json!(name))];
+    Ok(told_of(record_opening(&service, record, &origin.caller).await, details))
+}
+
+async fn record_opening(service: &Service, record: Record, caller: &Caller) -> Result<Response, Problem> {
     let is_new = service.database.record_step(record.clone()).await?;
-    let operation = known(&service, id).await?;
+    let operation = known(service, record.operation_id).await?;
     let first = operation.records.first();
     if !first.is_some_and(|first| first.name == record.name && first.data == record.data) {
-        return Err(Problem::operation_conflict(id));
+        return Err(Problem::operation_conflict(record.operation_id));
     }
-    Ok(answer(is_new, &operation, &origin.caller))
+    Ok(answer(is_new, &operation, caller))
 }
 
 /// `POST /v1/operations/{operation_id}/steps/{name}`: says what became of a step.
@@ -146,8 +151,22 @@ pub(crate) async fn step(
     }
     let data = fields.object("data")?.map(str::to_owned);
     let name = path.get("name");
+    // A name that no step can have may be as long as a path.
+    let step = identifier("name", name).ok();
+    let details = [("operation_id", json!(id)), ("step", json!(step)), ("status", json!(&*status))];
+    Ok(told_of(record_status(&service, &origin, id, name, &status, data).await, details))
+}
+
+async fn record_status(
+    service: &Service,
+    origin: &Origin,
+    id: Uuid,
+    name: &str,
+    status: &str,
+    data: Option<String>,
+) -> Result<Response, Problem> {
     for _ in 0..ATTEMPTS {
-        let operation = known(&service, id).await?;
+        let operation = known(service, id).await?;
         let flow = Flow::of(&operation)
             .ok_or_else(|| Problem::unknown_id("operation_not_found", "operation_id", &id.to_string()))?;
         let Some(step) = flow.steps.iter().find(|step| step.name == name) else {
@@ -168,9 +187,9 @@ pub(crate) async fn step(
         if operation.records.len() >= RECORDS_MAX {
             return Err(Problem::invalid("status", format!("of a flow's steps was told {RECORDS_MAX} times already")));
         }
-        let record = record(id, number, name, &status, data.clone(), &origin)?;
+        let record = record(id, number, name, status, data.clone(), origin)?;
         if service.database.record_step(record).await? {
-            return Ok(answer(true, &known(&service, id).await?, &origin.caller));
+            return Ok(answer(true, &known(service, id).await?, &origin.caller));
         }
         // Somebody else's row has that number: judge again with it.
     }
@@ -201,6 +220,15 @@ fn record(
 
 fn identifier(field: &'static str, text: &str) -> Result<String, InvalidField> {
     text::identifier(field, text, NAME_CHARS_MAX).map(|text| text.to_string())
+}
+
+/// What was answered or refused, with what the audit says of it: also whether it had been told before.
+fn told_of<const N: usize>(outcome: Result<Response, Problem>, details: [(&str, Value); N]) -> Response {
+    let mut details: Map<String, Value> = details.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    if let Ok(response) = &outcome {
+        details.insert("before".to_owned(), (response.status() == StatusCode::OK).into());
+    }
+    told(outcome, details)
 }
 
 fn answer(is_new: bool, operation: &Operation, caller: &Caller) -> Response {

@@ -8,7 +8,11 @@ pub(crate) use flow::{open, step};
 
 use std::collections::HashSet;
 
-use axum::{extract::State, http::StatusCode, response::Response};
+use axum::{
+    extract::State,
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
 use chrono::Utc;
 use ledger_core::{Timestamp, json::Transaction};
 use ledger_store::{
@@ -16,11 +20,12 @@ use ledger_store::{
     refusals::Refusal,
 };
 use serde::Serialize;
-use serde_json::{Value, value::RawValue};
+use serde_json::{Map, Value, value::RawValue};
 use uuid::Uuid;
 
 use crate::{
     access::{Caller, Scope},
+    audit::{Outcome, about::Did},
     body,
     problem::Problem,
     request::{self, Path, Query},
@@ -55,6 +60,13 @@ async fn known(service: &Service, id: Uuid) -> Result<Operation, Problem> {
         return Err(Problem::unknown_id("operation_not_found", "operation_id", &id.to_string()));
     }
     Ok(operation)
+}
+
+/// An answer, or a refusal, from which the audit knows what was asked for.
+fn told(outcome: Result<Response, Problem>, details: Map<String, Value>) -> Response {
+    let mut response = outcome.unwrap_or_else(IntoResponse::into_response);
+    response.extensions_mut().insert(Did { details: Some(Box::new(details)), ..Did::of(Outcome::Done) });
+    response
 }
 
 /// How far an operation is.
