@@ -2,10 +2,7 @@
 
 mod scratch;
 
-use std::{
-    path::{Path, PathBuf},
-    time::Instant,
-};
+use std::{path::PathBuf, time::Instant};
 
 use clap::Args;
 use ledger_core::Hash;
@@ -20,7 +17,7 @@ use crate::{
         make_read_models, next_epoch, restore,
     },
     context::{Context, Failure, Outcome, say},
-    report::Report,
+    report::{Place, Report},
 };
 use scratch::{Scratch, WorkFolder};
 
@@ -80,6 +77,7 @@ struct Drilled {
 
 pub(crate) async fn run(context: &Context, arguments: &Arguments) -> Result<Outcome, Failure> {
     let began = Instant::now();
+    let page = Place::new(arguments.report.as_deref())?;
     let database = context.open().await?;
     let place = database.describe();
     let folder = WorkFolder::create(arguments.folder.as_deref())?;
@@ -93,8 +91,9 @@ pub(crate) async fn run(context: &Context, arguments: &Arguments) -> Result<Outc
         }
     };
     let exported_in = began.elapsed().as_secs_f64();
+    let archive_id = scratch::archive_id(&manifest);
     let tried = restore_into(&scratch, &folder, manifest).await;
-    let removed = if arguments.keep { Ok(()) } else { scratch.remove().await };
+    let removed = if arguments.keep { Ok(()) } else { scratch.remove(&archive_id).await };
     let (manifest, opened_in, summary, rebuilt) = tried?;
     removed?;
     let rate = |step, seconds: f64| Step { step, seconds, events_per_second: rate(summary.events, seconds) };
@@ -117,14 +116,12 @@ pub(crate) async fn run(context: &Context, arguments: &Arguments) -> Result<Outc
         seconds: began.elapsed().as_secs_f64(),
         kept: arguments.keep.then(|| folder.keep()),
     };
-    if let Some(path) = &arguments.report {
-        write_report(&drilled, path)?;
-    }
     if context.json {
         say!("{}", serde_json::to_string(&drilled).unwrap_or_default());
     } else {
         show(&drilled);
     }
+    page.write(|| report(&drilled))?;
     Ok(Outcome::of(drilled.passed))
 }
 
@@ -192,7 +189,7 @@ fn show(drilled: &Drilled) {
     }
 }
 
-fn write_report(drilled: &Drilled, path: &Path) -> Result<(), Failure> {
+fn report(drilled: &Drilled) -> Report {
     let fact = |name: &str, value: String| (name.to_owned(), value);
     let mut report = Report::new("Drill: backup and restore");
     report
@@ -225,5 +222,5 @@ fn write_report(drilled: &Drilled, path: &Path) -> Result<(), Failure> {
                 vec![step.step.to_owned(), format!("{:.2}", step.seconds), format!("{:.0}", step.events_per_second)]
             }),
         );
-    report.write(path)
+    report
 }

@@ -1,6 +1,9 @@
 //! What verification finds.
 
-use std::{cmp::Ordering, collections::BTreeMap};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use ledger_core::{Account, Event, Freeze, Partition, Position};
 use serde::{Serialize, Serializer};
@@ -286,6 +289,8 @@ pub(crate) struct Findings {
     /// What a person may want to know and what is no inconsistency.
     pub(crate) notices: Vec<Finding>,
     pub(crate) notices_count: u64,
+    /// The partitions of whose events or heads something is wrong.
+    pub(crate) damaged: BTreeSet<Partition>,
     /// Whether some are about an index behind the log, its checkpoint among them: only a restore makes these anew.
     of_indexes: bool,
     /// Contradictions that follow from a finding, and are none of their own.
@@ -297,6 +302,9 @@ impl Findings {
         self.count += 1;
         *self.kinds.entry(finding.kind).or_default() += 1;
         self.of_indexes |= finding.remedy == INDEXES;
+        if finding.kind < Kind::BalanceMismatch {
+            self.damaged.insert(finding.partition);
+        }
         if self.kept.len() < KEPT_OF_PARTITION_MAX {
             self.kept.push(finding);
         }
@@ -316,6 +324,7 @@ impl Findings {
         self.count += other.count;
         self.notices_count += other.notices_count;
         self.consequences += other.consequences;
+        self.damaged.extend(other.damaged);
         self.of_indexes |= other.of_indexes;
         for (kind, count) in other.kinds {
             *self.kinds.entry(kind).or_default() += count;

@@ -2,11 +2,15 @@
 //!
 //! The file loads nothing and runs nothing, so that it may be kept for years, sent by mail, and printed.
 
-use std::{io::Write, path::Path};
+use std::{
+    io::{self, Write},
+    path::Path,
+};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 use plotters::prelude::*;
+use tempfile::NamedTempFile;
 
 use crate::context::Failure;
 
@@ -16,6 +20,26 @@ const ROWS_MAX: usize = 1_000;
 const BARS_MAX: usize = 64;
 const CURVE: RGBColor = RGBColor(47, 125, 209);
 const FONT: &str = "sans-serif";
+
+/// Where a page goes at the end, if one was asked for with `--report`. That it can be written is found out at the beginning, and
+/// a command tells what it came to before it writes the page: what was done cannot be asked for again.
+#[derive(Debug)]
+pub(crate) struct Place<'a>(Option<&'a Path>);
+
+impl<'a> Place<'a> {
+    pub(crate) fn new(path: Option<&'a Path>) -> Result<Self, Failure> {
+        if let Some(path) = path {
+            let made = if path.is_dir() { Err(io::ErrorKind::IsADirectory.into()) } else { file_beside(path) };
+            // It is gone again at once.
+            made.map_err(|error| Failure::new(format!("--report: {}", cannot_write(path, &error))))?;
+        }
+        Ok(Self(path))
+    }
+
+    pub(crate) fn write(&self, page: impl FnOnce() -> Report) -> Result<(), Failure> {
+        self.0.map_or(Ok(()), |path| page().write(path))
+    }
+}
 
 /// A page that is being written, section by section, in the order of the calls.
 #[derive(Debug)]
@@ -162,12 +186,15 @@ impl Report {
 
 /// Writes a file beside its place and then renames it there, so that no one ever reads half of one.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
-    let failure = |error: std::io::Error| {
-        Failure::new(format!(
-            "cannot write {}: {error}; name a file in a folder that exists and may be written to",
-            path.display()
-        ))
-    };
+    let failure = |error: io::Error| Failure::new(cannot_write(path, &error));
+    let mut file = file_beside(path).map_err(failure)?;
+    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(failure)?;
+    file.persist(path).map_err(|error| failure(error.error))?;
+    Ok(())
+}
+
+/// A new file that can take this one's place.
+fn file_beside(path: &Path) -> io::Result<NamedTempFile> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut builder = tempfile::Builder::new();
     #[cfg(unix)]
@@ -176,10 +203,11 @@ pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
         // Reports are handed on: readable as far as the umask lets them be.
         builder.permissions(std::fs::Permissions::from_mode(0o666));
     }
-    let mut file = builder.prefix(".replay-tool-").tempfile_in(folder).map_err(failure)?;
-    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(failure)?;
-    file.persist(path).map_err(|error| failure(error.error))?;
-    Ok(())
+    builder.prefix(".replay-tool-").tempfile_in(folder)
+}
+
+fn cannot_write(path: &Path, error: &io::Error) -> String {
+    format!("cannot write {}: {error}; name a file in a folder that exists and may be written to", path.display())
 }
 
 /// Figures stand at the right, so that their digits stand below each other.
@@ -374,6 +402,24 @@ mod tests {
         assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 1, "nothing is left beside it");
         let nowhere = Report::new("x").write(&folder.path().join("no/such/folder.html")).expect_err("no folder");
         assert!(nowhere.to_string().contains("folder that exists"), "{nowhere}");
+    }
+
+    #[test]
+    fn that_a_page_cannot_be_written_is_found_out_at_the_beginning() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for path in [folder.path().join("no/such/folder.html"), folder.path().to_owned()] {
+            let refused = Place::new(Some(&path)).expect_err("no page can be there");
+            assert!(refused.to_string().starts_with("--report: cannot write"), "{refused}");
+        }
+        let path = folder.path().join("report.html");
+        std::fs::write(&path, "before").expect("written");
+        let place = Place::new(Some(&path)).expect("a page can be there");
+        let read = || std::fs::read_to_string(&path).expect("there");
+        assert_eq!(read(), "before");
+        assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 1, "nothing is left beside it");
+        place.write(|| Report::new("after")).expect("written");
+        assert!(read().contains("<title>after</title>"));
+        Place::new(None).and_then(|place| place.write(|| unreachable!("none was asked for"))).expect("nothing to do");
     }
 
     #[test]

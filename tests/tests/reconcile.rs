@@ -27,6 +27,7 @@ on_both_databases!(
     a_settlement_that_is_killed_goes_on_where_it_stood,
     what_a_settlement_leaves_remains_in_every_run,
     a_line_that_cannot_be_read_ends_the_run_before_anything_is_settled,
+    a_report_that_cannot_be_written_ends_the_run_before_anything_is_done,
     orders_and_entries_outside_the_range_are_left_alone,
 );
 
@@ -264,6 +265,23 @@ async fn a_line_that_cannot_be_read_ends_the_run_before_anything_is_settled(data
         assert!(ran.err.contains(says) && !ran.err.contains("SECRET"), "{}", ran.err);
     }
     assert_eq!(service.holdings("ann").await, (1_000, 0, 1_000), "the whole answer was settled");
+}
+
+async fn a_report_that_cannot_be_written_ends_the_run_before_anything_is_done(database: NewDatabase) {
+    let service = Service::start(&database.url, &[]);
+    service.credit("ann", 1_000, "seed").await;
+    freeze(&service, "O1", 100).await;
+    let (_folder, path) = file("orders.csv", "order_id,user_id,points,status\nO1,ann,100,cancelled\n");
+    let nowhere = "/nonexistent/r.html";
+    for command in
+        [&["reconcile", "--orders", &path, "--settle"][..], &["verify"], &["explain", "ann/points"], &["drill"]]
+    {
+        let ran = run(&database, &[command, &["--report", nowhere]].concat());
+        assert_eq!((ran.code, ran.out.as_str()), (2, ""), "{command:?}");
+        assert!(ran.err.contains("--report") && ran.err.contains(nowhere), "{command:?}: {}", ran.err);
+        assert_eq!(ran.err.trim_end().lines().count(), 1, "{}", ran.err);
+    }
+    assert_eq!(service.holdings("ann").await, (1_000, 100, 900), "nothing was settled");
 }
 
 /// Answers one request with these bytes.

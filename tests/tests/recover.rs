@@ -26,6 +26,8 @@ mod messages;
 mod pause;
 #[path = "recover/unlock.rs"]
 mod unlock;
+#[path = "recover/unnamed.rs"]
+mod unnamed;
 #[path = "recover/unreadable.rs"]
 mod unreadable;
 
@@ -37,6 +39,7 @@ use forked::a_sound_ledger_that_went_another_way_is_a_persons_decision;
 use killed::a_recovery_that_is_killed_is_done_whole_by_the_next_run;
 use messages::Messages;
 use unlock::the_ledgers_own_old_locks_are_lifted_and_no_others;
+use unnamed::what_the_primary_key_does_not_name_is_not_left_out;
 
 on_both_databases!(
     every_acknowledged_command_comes_back_from_archive_and_stream,
@@ -49,6 +52,7 @@ on_both_databases!(
     a_damaged_log_is_mended_in_place_and_what_was_there_is_kept,
     what_only_the_damaged_database_has_is_a_persons_decision,
     a_sound_ledger_that_went_another_way_is_a_persons_decision,
+    what_the_primary_key_does_not_name_is_not_left_out,
     only_read_models_are_made_anew_where_only_they_are_damaged,
     a_recovery_that_is_killed_is_done_whole_by_the_next_run,
     an_archive_of_another_ledger_is_refused,

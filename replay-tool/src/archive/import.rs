@@ -70,8 +70,30 @@ pub(crate) async fn run(context: &Context, arguments: &Arguments) -> Result<Outc
         } else {
             say!("IMPORTED, BUT THE DIGEST IS NOT THE ARCHIVE'S ({}): run replay-tool verify", archive.manifest.digest);
         }
+        if lacks_keys(context).await {
+            say!("next      {MAKE_KEYS}");
+        }
     }
     Ok(Outcome::of(equal))
+}
+
+/// What a person does before a ledger that has no keys is reachable.
+pub(crate) const MAKE_KEYS: &str = "make API keys (api keys create): this database has none, and so is open";
+
+/// Whether the database has no API key at all: an archive holds none. Nothing is said of one that cannot be asked.
+pub(crate) async fn lacks_keys(context: &Context) -> bool {
+    let Ok(database) = context.open().await else { return false };
+    let has_keys = has_keys(&database).await;
+    database.close().await;
+    has_keys.is_ok_and(|has_keys| !has_keys)
+}
+
+async fn has_keys(database: &Database) -> Result<bool, sqlx::Error> {
+    const HAS_KEYS: &str = "select exists (select 1 from api_keys)";
+    match database {
+        Database::Postgres(database) => sqlx::query_scalar(HAS_KEYS).fetch_one(database.pool()).await,
+        Database::Sqlite(database) => sqlx::query_scalar(HAS_KEYS).fetch_one(database.readers()).await,
+    }
 }
 
 /// Puts an archive into an empty database.
@@ -115,6 +137,7 @@ async fn finish(database_url: &str, archive: &Archive) -> Result<Summary, Failur
         digest: rebuilt.digest,
         epoch,
         kept: None,
+        left_out: Vec::new(),
         wrote_in: std::time::Duration::ZERO,
         compared_in: began.elapsed(),
     })

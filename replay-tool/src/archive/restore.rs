@@ -43,6 +43,8 @@ pub(crate) struct Summary {
     pub(crate) epoch: Epoch,
     /// Where the ledger that was there is kept: a schema, or a file.
     pub(crate) kept: Option<String>,
+    /// Tables whose rows could not be taken along from it.
+    pub(crate) left_out: Vec<String>,
     /// How long it took to write the log, its indexes and the read models.
     pub(crate) wrote_in: Duration,
     /// How long it took to compare the read models with what the log comes to.
@@ -112,6 +114,7 @@ pub(crate) async fn restore(database_url: &str, target: Target, restored: Restor
         digest: compared.digest,
         epoch,
         kept: written.kept,
+        left_out: written.left_out,
         wrote_in,
         compared_in: compared.took,
     })

@@ -115,7 +115,7 @@ impl Scratch {
             Found::EmptyLedger => return Err(refused()),
             Found::Ledger => {
                 let database = Database::open_existing(url).await?;
-                if database.describe() == served || !is_left_by_a_drill(&database).await? {
+                if database.describe() == served || !is_put_there_by(ARCHIVE_ID_PREFIX, &database).await? {
                     database.close().await;
                     return Err(refused());
                 }
@@ -139,25 +139,50 @@ impl Scratch {
         &self.place
     }
 
-    /// Removes what was restored, if anything was.
-    pub(super) async fn remove(&self) -> Result<(), Failure> {
+    /// Removes what was restored of this archive, if anything was. Where somebody else put a ledger meanwhile nothing was, and
+    /// that stays.
+    pub(super) async fn remove(&self, archive_id: &str) -> Result<(), Failure> {
         if restore::look(&self.url).await? == Found::Nothing {
             return Ok(());
         }
         let database = Database::open_existing(&self.url).await?;
-        restore::remove(&database).await?;
+        let removed = match is_put_there_by(archive_id, &database).await {
+            Ok(true) => restore::remove(&database).await.map_err(Failure::from),
+            Ok(false) => Ok(()),
+            Err(failure) => Err(failure),
+        };
         database.close().await;
-        Ok(())
+        removed
     }
 }
 
-/// Whether the ledger was put there by a drill, and nothing was written to it since.
-async fn is_left_by_a_drill(database: &Database) -> Result<bool, Failure> {
+/// Whether the ledger was put there by a drill, of an archive whose name begins like this, and nothing was written to it since.
+async fn is_put_there_by(archive_id: &str, database: &Database) -> Result<bool, Failure> {
     let heads = database.heads().await?;
     let points = restore::points(database).await?;
     Ok(heads.iter().enumerate().all(|(index, head)| {
         points.iter().any(|point| {
-            point.partition.index() == index && point.head == *head && point.archive_id.starts_with(ARCHIVE_ID_PREFIX)
+            point.partition.index() == index && point.head == *head && point.archive_id.starts_with(archive_id)
         })
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_ledger_that_no_drill_made_is_not_removed() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let file = folder.path().join("ledger.db");
+        let url = format!("sqlite://{}", file.display());
+        // Somebody began to use the file after the drill had looked at it.
+        Database::open(&url).await.expect("a new ledger").close().await;
+        let scratch = Scratch { url: url.clone(), place: file.display().to_string() };
+        for archive_id in [ARCHIVE_ID_PREFIX.to_owned(), format!("{ARCHIVE_ID_PREFIX}7")] {
+            scratch.remove(&archive_id).await.expect("there is nothing to remove");
+            let there = restore::look(&url).await.expect("it can be read");
+            assert_eq!(there, Found::EmptyLedger);
+        }
+    }
 }

@@ -15,6 +15,7 @@ use crate::{
     argument::{parse_account, parse_count, parse_time},
     context::{Context, Failure, Outcome, say},
     progress::Progress,
+    report::Place,
 };
 use fold::{Explained, Fold};
 use served::Served;
@@ -49,20 +50,19 @@ fn parse_limit(text: &str) -> Result<usize, String> {
 }
 
 pub(crate) async fn run(context: &Context, arguments: &Arguments) -> Result<Outcome, Failure> {
+    let page = Place::new(arguments.report.as_deref())?;
     let database = context.open().await?;
     let progress = Progress::new("reading");
     let explained = explain(&database, arguments, &progress).await;
     progress.finish();
     database.close().await;
     let explained = explained?;
-    if let Some(path) = &arguments.report {
-        explained.report(arguments).write(path)?;
-    }
     if context.json {
         say!("{}", explained.json(arguments));
     } else {
         explained.print(arguments);
     }
+    page.write(|| explained.report(arguments))?;
     Ok(Outcome::of(explained.is_consistent()))
 }
 

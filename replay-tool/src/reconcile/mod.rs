@@ -24,6 +24,7 @@ use crate::{
     argument::{parse_actor, parse_seconds, parse_service_url, parse_time},
     context::{Context, Failure, Outcome, say},
     progress::Progress,
+    report::Place,
 };
 use judge::judge;
 use mismatch::{Kind, Mismatch};
@@ -207,20 +208,19 @@ impl Reconciliation {
 
 pub(crate) async fn run(context: &Context, arguments: &Arguments) -> Result<Outcome, Failure> {
     refuse_nonsense(arguments)?;
+    let page = Place::new(arguments.report.as_deref())?;
     let database = context.open().await?;
     let progress = Progress::new("reconciling");
     let reconciled = reconcile(&database, &Question::from(arguments), &progress).await;
     progress.finish();
     database.close().await;
     let reconciled = reconciled?;
-    if let Some(path) = &arguments.report {
-        reconciled.report().write(path)?;
-    }
     if context.json {
         say!("{}", reconciled.json());
     } else {
         reconciled.print();
     }
+    page.write(|| reconciled.report())?;
     Ok(Outcome::of(reconciled.is_consistent()))
 }
 

@@ -86,6 +86,8 @@ fn page(document: &Value) -> Report {
     };
     let fact = |name: &str, value: &Value| (name.to_owned(), text(value));
     let found = &document["found"];
+    let left_out: Vec<_> = rows(&document["left_out"]).iter().filter_map(Value::as_str).collect();
+    let left_out = if left_out.is_empty() { Value::Null } else { json!(left_out.join(", ")) };
     report.facts(
         "What happened",
         [
@@ -100,6 +102,7 @@ fn page(document: &Value) -> Report {
             fact("Archive taken", &document["archive"]["created_at"]),
             fact("Epoch now", &document["epoch"]),
             fact("What was there is kept in", &document["kept"]),
+            fact("Tables that could not be taken along", &left_out),
             fact("Backup before anything was touched", &document["backup"]["folder"]),
         ],
     );

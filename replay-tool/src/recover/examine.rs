@@ -1,8 +1,8 @@
 //! What the database is like before anything is done to it.
 
-use std::str::FromStr;
+use std::{collections::BTreeSet, str::FromStr};
 
-use ledger_core::{Head, PARTITIONS};
+use ledger_core::{Head, PARTITIONS, Partition};
 use ledger_store::{Database, StoreError, error::chain, restore::Target};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -72,6 +72,10 @@ pub(super) struct Examined {
     pub(super) why: String,
     /// Whether nothing is wrong with its events and heads, whatever is with what is made from them.
     pub(super) log_is_sound: bool,
+    /// The partitions of which something is wrong with that; none where it could not be found out.
+    pub(super) damaged: Option<BTreeSet<Partition>>,
+    /// Whether the table of the events and its primary key were found to disagree.
+    pub(super) key_differs: bool,
     /// Where it can be opened.
     pub(super) database: Option<Database>,
     pub(super) heads: Option<[Head; PARTITIONS]>,
@@ -89,6 +93,8 @@ impl Examined {
             state,
             why: why.into(),
             log_is_sound: false,
+            damaged: None,
+            key_differs: false,
             database: None,
             heads: None,
             standing: None,
@@ -214,9 +220,11 @@ async fn look_inside(database: Database) -> Result<Examined, Failure> {
             let digest = Some(verified.digest.to_string());
             Examined {
                 log_is_sound: !are_of_the_log(&verified.findings),
+                key_differs: verified.findings.kinds.contains_key(&Kind::KeyMismatch),
                 digest,
                 findings: findings_json(&verified.findings),
                 compensations_differ: verified.findings.are_of_compensations(),
+                damaged: Some(verified.findings.damaged),
                 ..Examined::without(state, why)
             }
         }
@@ -240,7 +248,7 @@ pub(super) async fn read_heads(database: &Database) -> Result<Option<[Head; PART
 }
 
 async fn has_no_event(database: &Database) -> bool {
-    for partition in ledger_core::Partition::all() {
+    for partition in Partition::all() {
         if !database.rows_after(partition, ledger_core::Position::ZERO, 1).await.is_ok_and(|rows| rows.is_empty()) {
             return false;
         }
@@ -267,7 +275,7 @@ fn judge(findings: &Findings) -> (State, String) {
 
 /// Whether any finding is about the events or the heads.
 fn are_of_the_log(findings: &Findings) -> bool {
-    findings.kinds.keys().any(|kind| *kind < Kind::BalanceMismatch)
+    !findings.damaged.is_empty()
 }
 
 pub(super) fn findings_json(findings: &Findings) -> Value {

@@ -24,6 +24,8 @@ pub(super) struct Facts {
     pub(super) epoch: Option<u32>,
     /// Where the ledger that was there is kept: a schema, or a file.
     pub(super) kept: Option<String>,
+    /// Tables of what the log does not tell whose rows could not be taken along.
+    pub(super) left_out: Vec<String>,
     /// What was mended, in sentences.
     pub(super) mended: Vec<String>,
     /// What a person has to do now, in sentences.
@@ -40,10 +42,22 @@ pub(super) struct Facts {
 const START_ANEW: &str = "start every service of this ledger anew: it goes on under a new epoch";
 const ASK_THE_STREAM: &str = "first, if there is a stream CREDIT on NATS, what is lost may be in it: before any service is started \
     recover once more, into an empty database, with --nats-url and another --report";
+/// What a person does where rows could not be taken along.
+const LACKING: &str = "these tables of the ledger that was there could not be read, and are empty now";
+const KEYS: &str = "api_keys";
+const MAKE_KEYS: &str =
+    "; make API keys anew (api keys create) before a service can be reached: without any it is open";
 
 impl Facts {
-    /// The log was put in place; `kept` is where the ledger is that was there, and `why` it was not left there.
-    pub(super) fn restored(&mut self, epoch: Epoch, kept: Option<String>, why: String, stream_was_asked: bool) {
+    /// The log was put in place; `kept` is where the ledger is that was there, `left_out` what could not be taken along from it,
+    /// and `why` it was not left there.
+    pub(super) fn restored(
+        &mut self,
+        epoch: Epoch,
+        (kept, left_out): (Option<String>, Vec<String>),
+        why: String,
+        stream_was_asked: bool,
+    ) {
         // Once the ledger goes on it is too late for the stream. What only the damaged database had would not come back so.
         let may_be_there = !stream_was_asked
             && self.events["from_database"] == 0
@@ -52,7 +66,13 @@ impl Facts {
         self.epoch = Some(epoch.0);
         self.kept = kept;
         self.mended = vec![why];
-        self.next = may_be_there.then_some(ASK_THE_STREAM).into_iter().chain([START_ANEW]).map(str::to_owned).collect();
+        let lacking = (!left_out.is_empty()).then(|| {
+            let keys = if left_out.iter().any(|table| table == KEYS) { MAKE_KEYS } else { "" };
+            format!("{LACKING}: {}; see what is kept{keys}", left_out.join(", "))
+        });
+        self.left_out = left_out;
+        let ask = may_be_there.then(|| ASK_THE_STREAM.to_owned());
+        self.next = ask.into_iter().chain(lacking).chain([START_ANEW.to_owned()]).collect();
     }
 }
 

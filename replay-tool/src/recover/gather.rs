@@ -15,7 +15,7 @@ use super::{
     base::Base,
     candidates::{Source, Writers},
     examine::Examined,
-    loss::{self, Loss, Witness},
+    loss::{self, Loss, OWN_HEADS, Witness},
     readable::Readable,
     steps::Record,
     stream,
@@ -23,8 +23,6 @@ use super::{
 };
 use crate::{anchor::Anchor, archive::next_epoch, context::Failure};
 
-/// The witness that the database itself is.
-const OWN_HEADS: &str = "the database's own heads";
 /// Partitions that are named where a person must decide.
 const NAMED_MAX: usize = 5;
 
@@ -49,6 +47,8 @@ struct Compared {
     restores: Vec<Restored>,
     /// Where the database could not be read, and why: the first place of each partition that has such.
     unreadable: Vec<(Partition, Position, String)>,
+    /// The partitions in which fewer events were met by the primary key than the heads promise.
+    unnamed: Vec<Partition>,
 }
 
 /// Reads the stream and the database beyond the archive, and judges what they hold.
@@ -76,7 +76,7 @@ pub(super) async fn gather(
     }
     let mut compared = Compared::default();
     if let Some(database) = &examined.database {
-        compared = read_database(database, &base, stream.as_ref(), &mut candidates).await?;
+        compared = read_database(database, &base, stream.as_ref(), examined.heads.as_ref(), &mut candidates).await?;
         if let Some(heads) = examined.heads {
             compare_shorter(&base, heads, &mut compared).await?;
         }
@@ -121,13 +121,6 @@ impl Gathered {
         if replace {
             return None;
         }
-        if self.database.differ > 0 && self.database.agree == 0 {
-            return Some(
-                "the database holds other events than the archive: it is another ledger, or was changed from end to end; \
-                 give this ledger's archive, or --replace to put the archive's events in its place (what is there is kept)"
-                    .to_owned(),
-            );
-        }
         // Where the database's own head is what is restored, nothing that stands beside it ever was an event.
         let ends_alike = |partition: Partition| {
             let end = self.tail.partitions[partition.index()].end;
@@ -136,6 +129,22 @@ impl Gathered {
                 head.position == end.position && head.hash == end.hash
             })
         };
+        let lacking = || {
+            let all = Partition::all().zip(&self.tail.partitions);
+            all.filter(|(partition, tail)| tail.only_in_database > 0 && !ends_alike(*partition))
+        };
+        let places = || lacking().map(|(partition, tail)| (partition, tail.only_in_database_to));
+        let unnamed = self.unnamed(examined, places());
+        if !unnamed.is_empty() {
+            return Some(of_the_key(&unnamed));
+        }
+        if self.database.differ > 0 && self.database.agree == 0 {
+            return Some(
+                "the database holds other events than the archive: it is another ledger, or was changed from end to end; \
+                 give this ledger's archive, or --replace to put the archive's events in its place (what is there is kept)"
+                    .to_owned(),
+            );
+        }
         let unreadable: Vec<_> =
             self.database.unreadable.iter().filter(|(partition, ..)| !ends_alike(*partition)).collect();
         if let Some((partition, position, why)) = unreadable.first() {
@@ -146,15 +155,10 @@ impl Gathered {
                 unreadable.len()
             ));
         }
-        let lacking = || {
-            let all = Partition::all().zip(&self.tail.partitions);
-            all.filter(|(partition, tail)| tail.only_in_database > 0 && !ends_alike(*partition))
-        };
-        let places = lacking().map(|(partition, tail)| (partition, tail.only_in_database_to));
         if examined.log_is_sound {
             // Where its own head is not on the chain that is restored, acknowledged commands would leave the ledger.
             let told = self.loss.contradictions.iter().filter(|told| told.told_by == OWN_HEADS);
-            let aside: BTreeMap<_, _> = places.chain(told.map(|told| (told.partition, told.position))).collect();
+            let aside: BTreeMap<_, _> = places().chain(told.map(|told| (told.partition, told.position))).collect();
             return (!aside.is_empty()).then(|| self.of_two_histories(&aside));
         }
         let only: u64 = lacking().map(|(_, tail)| tail.only_in_database).sum();
@@ -163,9 +167,26 @@ impl Gathered {
                 "the database holds {only} events that neither the archive nor the stream has and that nothing connects with \
                  them any more ({}): give a newer archive, or --nats-url, or --replace to go on without them (what is there \
                  is kept)",
-                named(places)
+                named(places())
             )
         })
+    }
+
+    /// Where the table may hold events that its primary key does not name, and up to which position: here they are read by that
+    /// key. `only_there` is what the database has that nothing connects with what is restored.
+    fn unnamed(
+        &self,
+        examined: &Examined,
+        only_there: impl Iterator<Item = (Partition, Position)>,
+    ) -> BTreeMap<Partition, Position> {
+        let promised = self.loss.promised.iter().copied();
+        if examined.key_differs {
+            return only_there.chain(promised).collect();
+        }
+        // A partition in which nothing is wrong was read as it lies: what the key does not give of it is there.
+        let is_sound =
+            |partition: &Partition| examined.damaged.as_ref().is_some_and(|damaged| !damaged.contains(partition));
+        promised.filter(|(partition, _)| is_sound(partition) && self.database.unnamed.contains(partition)).collect()
     }
 
     /// What a person must decide where a sound log holds something else up to these positions than is restored.
@@ -220,6 +241,7 @@ async fn read_database(
     database: &Database,
     base: &Base,
     stream: Option<&stream::Read>,
+    heads: Option<&[Head; PARTITIONS]>,
     candidates: &mut Writers,
 ) -> Result<Compared, Failure> {
     // What cannot be read is damage, and is counted as such elsewhere.
@@ -240,7 +262,9 @@ async fn read_database(
     for partition in Partition::all() {
         let (head, from) = (base.heads[partition.index()], from[partition.index()]);
         // One before, to compare it with the archive's newest.
-        let mut readable = Readable::after(database, partition, Position(from.0.saturating_sub(1)));
+        let after = Position(from.0.saturating_sub(1));
+        let mut readable = Readable::after(database, partition, after);
+        let (promised, mut met) = (heads.map_or(Position::ZERO, |heads| heads[partition.index()].position), 0);
         loop {
             let events = readable.next().await?;
             if events.is_empty() {
@@ -251,6 +275,7 @@ async fn read_database(
                     if event.hash == head.hash { compared.agree += 1 } else { compared.differ += 1 }
                 }
                 compared.newest_epoch = compared.newest_epoch.max(Some(event.epoch));
+                met += u64::from(event.position <= promised);
                 if event.position > head.position || event.epoch > head.epoch {
                     let entry = serde_json::to_vec(&LogEntry(&event))
                         .map_err(|error| Failure::new(format!("an event cannot be written as JSON: {error}")))?;
@@ -259,6 +284,9 @@ async fn read_database(
             }
         }
         compared.unreadable.extend(readable.failed.map(|(position, why)| (partition, position, why)));
+        if met < promised.0.saturating_sub(after.0) {
+            compared.unnamed.push(partition);
+        }
     }
     Ok(compared)
 }
@@ -292,6 +320,16 @@ fn witnesses(anchor: Option<&Anchor>, stream: Option<&stream::Read>, examined: &
         witnesses.push(Witness { name: OWN_HEADS.to_owned(), heads: heads.map(Some) });
     }
     witnesses
+}
+
+/// What a person must do first where the table may hold events up to these positions that its primary key does not name.
+fn of_the_key(unnamed: &BTreeMap<Partition, Position>) -> String {
+    format!(
+        "the table of the events may hold some that its primary key does not name ({}), and that would not be restored: stop \
+         the service, make the index anew (PostgreSQL: reindex table events; SQLite: reindex events) and run this again, or give \
+         --replace to go on without them (what is there is kept)",
+        named(unnamed.iter().map(|(partition, position)| (*partition, *position)))
+    )
 }
 
 /// The first of some places, in words.

@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 use super::tail::Tail;
 use crate::anchor::Anchor;
 
+/// The witness that the database itself is.
+pub(super) const OWN_HEADS: &str = "the database's own heads";
+
 /// Something that tells how far the log had come.
 #[derive(Debug, Clone)]
 pub(super) struct Witness {
@@ -53,6 +56,10 @@ pub(super) struct Loss {
     pub(super) positions: u64,
     pub(super) partitions: Vec<Missing>,
     pub(super) contradictions: Vec<Contradiction>,
+    /// Where the database's own heads are, in the partitions in which they promise more than is restored. A witness who tells of
+    /// still more stands before them above.
+    #[serde(skip)]
+    pub(super) promised: Vec<(Partition, Position)>,
     /// Who was asked.
     pub(super) witnesses: Vec<String>,
     /// Somebody tells of events that an earlier restore did not put back: that restore's report named them.
@@ -81,6 +88,7 @@ pub(super) fn loss(
         positions: 0,
         partitions: Vec::new(),
         contradictions: Vec::new(),
+        promised: Vec::new(),
         witnesses: witnesses.iter().map(|witness| witness.name.clone()).collect(),
         left_behind: false,
         cannot_know,
@@ -99,6 +107,9 @@ pub(super) fn loss(
                 continue;
             }
             if head.position > end.position {
+                if witness.name == OWN_HEADS {
+                    loss.promised.push((partition, head.position));
+                }
                 if furthest.is_none_or(|(position, _)| head.position > position) {
                     furthest = Some((head.position, &witness.name));
                 }
@@ -116,7 +127,8 @@ pub(super) fn loss(
         }
         if let Some((to, told_by)) = furthest {
             let count = to.0 - end.position.0;
-            loss.positions += count;
+            // What a damaged head promises adds up to anything.
+            loss.positions = loss.positions.saturating_add(count);
             let (from, told_by) = (end.position.next(), told_by.to_owned());
             loss.partitions.push(Missing { partition, from, to, count, told_by });
         }

@@ -112,6 +112,9 @@ pub(crate) async fn run(context: &Context, arguments: &Arguments) -> Result<Outc
                 for next in document["next"].as_array().into_iter().flatten().filter_map(Value::as_str) {
                     say!("next    {next}");
                 }
+                if document["action"] == "restored" && archive::import::lacks_keys(context).await {
+                    say!("next    {}", archive::import::MAKE_KEYS);
+                }
             }
             Ok(Outcome::of(ok))
         }
@@ -233,7 +236,8 @@ impl Drill<'_> {
             Database::Sqlite(sqlite) => Some(format!("{}.before-{epoch}", sqlite.file())),
         };
         let why = found.map(|found| found.why.clone()).unwrap_or_default();
-        self.record.facts.restored(Epoch(epoch), kept, why, self.arguments.nats_url.is_some());
+        // What an earlier run could not take along it did not write down.
+        self.record.facts.restored(Epoch(epoch), (kept, Vec::new()), why, self.arguments.nats_url.is_some());
         Ok(database)
     }
 
@@ -405,9 +409,10 @@ impl Drill<'_> {
         };
         let summary = archive::restore(&self.context.database_url, target, restored).await?;
         self.record.end(json!({ "events": summary.events, "accounts": summary.accounts, "digest": summary.digest,
-            "kept": summary.kept, "wrote_seconds": summary.wrote_in.as_secs_f64(),
+            "kept": summary.kept, "left_out": summary.left_out, "wrote_seconds": summary.wrote_in.as_secs_f64(),
             "compared_seconds": summary.compared_in.as_secs_f64() }))?;
-        self.record.facts.restored(epoch, summary.kept, examined.why, self.arguments.nats_url.is_some());
+        let from_there = (summary.kept, summary.left_out);
+        self.record.facts.restored(epoch, from_there, examined.why, self.arguments.nats_url.is_some());
         self.record.keep()?;
         self.context.open().await
     }

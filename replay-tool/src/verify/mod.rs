@@ -34,6 +34,7 @@ use crate::{
     context::{Context, Failure, Outcome},
     finding::Findings,
     progress::Progress,
+    report::Place,
 };
 pub(crate) use log::Depth;
 use partition::{Around, Part};
@@ -127,6 +128,7 @@ impl Verified {
 }
 
 pub(crate) async fn run(context: &Context, arguments: &Arguments) -> Result<Outcome, Failure> {
+    let page = Place::new(arguments.report.as_deref())?;
     let mut anchors = Vec::new();
     for path in &arguments.anchor {
         anchors.push(Anchor::read(path)?);
@@ -156,10 +158,9 @@ pub(crate) async fn run(context: &Context, arguments: &Arguments) -> Result<Outc
     let place = database.describe();
     database.close().await;
     let verified = verified?;
-    if let Some(path) = &arguments.report {
-        report::write(&verified, &place, path)?;
-    }
-    Ok(show::show(&verified, context.json))
+    let outcome = show::show(&verified, context.json);
+    page.write(|| report::page(&verified, &place))?;
+    Ok(outcome)
 }
 
 /// Replays the log as it stands now. A service may go on writing: what it writes meanwhile is not looked at.

@@ -1,14 +1,12 @@
 //! The report of a verification: one page for whoever has to know afterwards.
 
-use std::path::Path;
-
 use super::{Verified, show::whose};
-use crate::{context::Failure, finding::Finding, report::Report};
+use crate::{finding::Finding, report::Report};
 
 const HEADER: [&str; 7] = ["Kind", "Partition", "Position", "Whose", "Expected", "Found", "What mends it"];
 
-/// Writes the report of a verification of the ledger at `place`.
-pub(super) fn write(verified: &Verified, place: &str, path: &Path) -> Result<(), Failure> {
+/// The report of a verification of the ledger at `place`.
+pub(super) fn page(verified: &Verified, place: &str) -> Report {
     let findings = &verified.findings;
     let fact = |name: &str, value: String| (name.to_owned(), value);
     let mut facts = vec![
@@ -50,7 +48,7 @@ pub(super) fn write(verified: &Verified, place: &str, path: &Path) -> Result<(),
         let bars = verified.partitions.iter().map(|(partition, events)| (partition.to_string(), *events as f64));
         report.bars("Events by partition", "events", bars);
     }
-    report.write(path)
+    report
 }
 
 fn row(finding: &Finding) -> Vec<String> {

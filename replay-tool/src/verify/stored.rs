@@ -3,9 +3,8 @@
 
 use futures::TryStreamExt;
 use ledger_core::{Epoch, Hash, Head, PARTITIONS, Partition, Position, Timestamp};
-use ledger_store::{Database, StoreError};
+use ledger_store::{Database, StoreError, sqlite::id_of};
 use sqlx::AssertSqlSafe;
-use uuid::Uuid;
 
 use super::compensations::Sums;
 
@@ -51,9 +50,9 @@ pub(super) async fn heads_and_compensations(database: &Database) -> Result<(Vec<
     let mut sums = Sums::default();
     let mut add = |(partition, operation, reversals, at): (i64, String, i64, Option<String>)| {
         let is_time = at.is_none_or(|at| Timestamp::parse(&at).is_some());
-        match Uuid::try_parse(&operation) {
-            Ok(operation) if is_time && reversals > 0 => sums.add(partition, operation, reversals),
-            Ok(_) if is_time && reversals == 0 => {}
+        match id_of(&operation) {
+            Some(operation) if is_time && reversals > 0 => sums.add(partition, operation, reversals),
+            Some(_) if is_time && reversals == 0 => {}
             _ => sums.add_damaged(),
         }
     };

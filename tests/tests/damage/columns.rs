@@ -204,6 +204,12 @@ fn edits(column: &Column, spare: Partition, vandal: &Vandal) -> Vec<Edit> {
     }
     if column.kind == "text" && (is_id || is_time) {
         values.push(NONSENSE.to_owned());
+        // The same id or time, written as the ledger does not: look-ups and orders go by the text.
+        values.push(if is_id {
+            format!("coalesce(replace({name}, '-', ''), '{}')", id.replace('-', ""))
+        } else {
+            format!("coalesce(replace({name}, 'Z', '+00:00'), '2019-01-01T00:00:00.000000+00:00')")
+        });
     }
     let edit = |row, value| Edit { column: column.clone(), row, value };
     let edits = rows.iter().flat_map(|row| values.iter().map(|value| edit(*row, value.clone())));

@@ -140,10 +140,14 @@ pub(crate) async fn a_compensation_whose_row_is_gone_is_named_and_written_again(
         let nonsense =
             |column: &str, id: Uuid| format!("update compensations set {column} = '?' where operation_id = '{id}'");
         let of_closed = operation::partition(closed).number();
+        let in_another_form =
+            |id: Uuid| format!("update compensations set operation_id = '{}' where operation_id = '{id}'", id.simple());
         edits.extend([
             (nonsense("compensated_at", id), "compensation_mismatch", at),
             (nonsense("operation_id", id), "compensation_missing", at),
             (nonsense("compensated_at", closed), "compensation_mismatch", of_closed),
+            (in_another_form(id), "compensation_missing", at),
+            (in_another_form(closed), "compensation_mismatch", of_closed),
         ]);
     }
     for (edit, kind, partition) in edits {

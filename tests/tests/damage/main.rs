@@ -7,6 +7,7 @@ mod hidden;
 mod ledger;
 mod log;
 mod part;
+mod switch;
 mod tables;
 
 use std::collections::HashMap;

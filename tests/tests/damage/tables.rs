@@ -19,6 +19,9 @@ pub(crate) fn of_heads_and_checkpoints(ledger: &Ledger, vandal: &Vandal) -> Vec<
     let short = format!("hash = {}", vandal.blob(&[7; 3]));
     let back = format!("position = 9, hash = (select hash from events where partition = {p} and position = 9)");
     let row = |table: &str, columns: &str, values: &str| format!("insert into {table} ({columns}) values ({values})");
+    // As many positions as nobody has the time to look at one by one.
+    let far = "position = position + 1000000000000000";
+    let far_at = NEWEST + 1_000_000_000_000_000;
     let restored = row(
         "restores",
         "partition, epoch, position, hash, restored_at, archive_id",
@@ -31,6 +34,7 @@ pub(crate) fn of_heads_and_checkpoints(ledger: &Ledger, vandal: &Vandal) -> Vec<
     );
     vec![
         sql("a head too far", &[&set("partition_heads", "position = position + 1")], &at("gap", 11)),
+        sql("a head far too far", &[&set("partition_heads", far)], &at("gap", 11)),
         sql("a head set back", &[&set("partition_heads", &back)], &at("beyond_head", NEWEST)),
         sql("a head's hash edited", &[&set("partition_heads", &hash)], &at("head_mismatch", NEWEST)),
         sql("a head's epoch edited", &[&set("partition_heads", "epoch = 2")], &at("head_mismatch", NEWEST)),
@@ -49,6 +53,7 @@ pub(crate) fn of_heads_and_checkpoints(ledger: &Ledger, vandal: &Vandal) -> Vec<
         sql("a checkpoint's hash edited", &[&model(&hash)], &at("checkpoint_mismatch", NEWEST)),
         sql("a checkpoint cut short", &[&model(&short)], &nowhere("checkpoint_mismatch")),
         sql("a checkpoint ahead", &[&model("position = position + 1")], &at("checkpoint_mismatch", 11)),
+        sql("a checkpoint far ahead", &[&model(far)], &at("checkpoint_mismatch", far_at)),
         sql("a checkpoint behind", &[&model(&back)], &at("balance_mismatch", 9)),
         sql(
             "a checkpoint deleted",
@@ -60,6 +65,7 @@ pub(crate) fn of_heads_and_checkpoints(ledger: &Ledger, vandal: &Vandal) -> Vec<
             &[&set("index_checkpoints", "position = position + 1")],
             &at("checkpoint_mismatch", 11),
         ),
+        sql("an index checkpoint far ahead", &[&set("index_checkpoints", far)], &at("checkpoint_mismatch", far_at)),
         sql(
             "an index checkpoint's hash edited",
             &[&set("index_checkpoints", &hash)],

@@ -28,8 +28,12 @@ fn file_of(database: &NewDatabase) -> PathBuf {
 fn damage_the_page_with(file: &Path, text: &str, page_bytes: usize) {
     let bytes = fs::read(file).expect("the file is there");
     let place = bytes.windows(text.len()).position(|window| window == text.as_bytes()).expect("an event has the text");
+    damage_the_page_at(file, (place / page_bytes * page_bytes) as u64);
+}
+
+fn damage_the_page_at(file: &Path, place: u64) {
     let file = OpenOptions::new().write(true).open(file).expect("the file can be written");
-    file.write_all_at(&GARBAGE, (place / page_bytes * page_bytes) as u64).expect("there is room");
+    file.write_all_at(&GARBAGE, place).expect("there is room");
 }
 
 /// Archives a ledger and goes on; gives the archive and how many events there are then.
@@ -153,6 +157,7 @@ async fn a_restored_file_belongs_to_whom_the_old_one_did() {
     change_an_event(&database).await;
     let (code, report) = desk.recover(&database.url, &archive, "report", &["--replace"]);
     assert_eq!((code, &report["action"]), (1, &json!("restored")), "{report:#}");
+    assert_eq!(report["left_out"], json!([]));
     let restored = fs::metadata(&file).expect("restored");
     assert_eq!(restored.permissions().mode() & 0o777, 0o600);
     if owner != 0 {
@@ -177,5 +182,29 @@ async fn each_attempt_keeps_what_it_finds() {
     let backups =
         ["backup", "backup-2"].map(|name| fs::read(desk.path(&format!("report/{name}/ledger.db"))).expect("kept"));
     assert_ne!(backups[0], backups[1]);
+    verify_consistent(&database.url);
+}
+
+/// Without its API keys a ledger is open to everybody: what could not be taken along is named.
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_cannot_be_taken_along_are_named() {
+    let (database, desk) = (store::sqlite(), Desk::new());
+    let (archive, _) = archived_and_much_later(&database, &desk).await;
+    change_an_event(&database).await;
+    let mut connection = SqliteConnection::connect(&database.url).await.expect("the file is there");
+    let place =
+        "select (rootpage - 1) * (select page_size from pragma_page_size) from sqlite_master where name = 'api_keys'";
+    let place: i64 = sqlx::query_scalar(place).fetch_one(&mut connection).await.expect("there is such a table");
+    connection.execute("pragma wal_checkpoint(truncate)").await.expect("nobody else has it");
+    connection.close().await.expect("closed");
+    damage_the_page_at(&file_of(&database), place.cast_unsigned());
+    let (code, report) = desk.recover(&database.url, &archive, "report", &["--replace"]);
+    assert_eq!((code, &report["action"]), (1, &json!("restored")), "{report:#}");
+    assert_eq!(report["left_out"], json!(["api_keys"]));
+    let next = report["next"].as_array().expect("a list");
+    let is_told = |next: &Value| next.as_str().is_some_and(|next| next.contains("api keys create"));
+    assert!(next.iter().any(is_told), "{next:#?}");
+    let page = fs::read_to_string(desk.path("report/report.html")).expect("written");
+    assert!(page.contains("Tables that could not be taken along") && page.contains("api_keys"));
     verify_consistent(&database.url);
 }
