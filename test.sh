@@ -46,8 +46,8 @@ remove_clusters() {
 }
 trap remove_clusters EXIT
 
-# The tests across crates start these programs.
-cargo build --package api --package projector --package replay-tool --package examples
+# The tests across crates start these programs. They are built with the features that the tests' build has, or it would build everything again.
+cargo build --workspace --bins --features replay-tool/columnar
 # What is built only on demand is tested with the rest.
 if command -v cargo-nextest >/dev/null; then
     cargo nextest run --workspace --features replay-tool/columnar "$@"

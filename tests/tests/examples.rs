@@ -12,7 +12,11 @@ use tests::{
     verify_consistent,
 };
 
-on_both_databases!(a_flash_sale_sells_what_there_is_and_not_one_more, an_order_is_paid_cancelled_or_times_out);
+on_both_databases!(
+    a_flash_sale_sells_what_there_is_and_not_one_more,
+    the_sale_from_the_shell_tells_what_was_sold_and_what_failed,
+    an_order_is_paid_cancelled_or_times_out,
+);
 
 const BUYERS: usize = 5_000;
 const PRICE: u64 = 30;
@@ -41,6 +45,39 @@ async fn a_flash_sale_sells_what_there_is_and_not_one_more(database: NewDatabase
     assert_eq!((paid, untouched), (100, BUYERS - 100));
     let verified = verify_consistent(&database.url);
     assert_eq!(verified["events"], 1 + BUYERS + 2 * 100);
+}
+
+async fn the_sale_from_the_shell_tells_what_was_sold_and_what_failed(database: NewDatabase) {
+    let service = Service::start(&database.url, &[]);
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/flash-sale.sh");
+    let sell = |key: Option<&str>| {
+        let mut sale = Command::new(script);
+        sale.env("LEDGER_URL", &service.url).env_remove("SALE").env_remove("LEDGER_KEY");
+        sale.envs(key.map(|key| ("LEDGER_KEY", key)));
+        sale.output().expect("it runs")
+    };
+    let sold = sell(None);
+    let told = String::from_utf8(sold.stdout).expect("UTF-8");
+    assert!(sold.status.success(), "{told}{}", String::from_utf8_lossy(&sold.stderr));
+    let counts: Vec<_> = told.lines().take(2).map(str::trim).collect();
+    assert_eq!(counts, ["5 bought", "45 sold out"]);
+
+    // Whoever may not buy is told so, and not that there is nothing left.
+    let mut create = Command::new(program("api"));
+    create.args(["--database-url", &database.url, "keys", "create", "--label", "shop", "--scopes", "credit,read"]);
+    let created = create.output().expect("it runs");
+    let key = String::from_utf8(created.stdout).expect("UTF-8");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while service.get("/v1/events?partition=0").await.status != 401 {
+        assert!(Instant::now() < deadline, "the service never asks for a key");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let refused = sell(Some(key.trim()));
+    let why = String::from_utf8(refused.stderr).expect("UTF-8");
+    assert!(!refused.status.success());
+    assert_eq!(why.matches("failed: ").count(), 50, "{why}");
+    assert!(why.contains("scope_missing"), "{why}");
+    assert!(!String::from_utf8_lossy(&refused.stdout).contains("sold out"));
 }
 
 async fn an_order_is_paid_cancelled_or_times_out(database: NewDatabase) {
