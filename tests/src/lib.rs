@@ -4,6 +4,7 @@ pub mod children;
 pub mod load;
 pub mod nats;
 pub mod postgres;
+pub mod rewind;
 pub mod service;
 pub mod shop;
 pub mod store;

@@ -126,6 +126,19 @@ async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     }
 }
 
+/// Repeats the credit until the service has recovered: it must turn out to be known.
+async fn was_done_once(service: &Service, url: &str) {
+    let mut again = service.post("/v1/credits", &credit("ann", "once")).await;
+    until("it recovers", async || {
+        again = service.post("/v1/credits", &credit("ann", "once")).await;
+        again.status != 503
+    })
+    .await;
+    assert_eq!(again.expect(200)["replayed"], true);
+    assert_eq!(service.holdings("ann").await, (1, 0, 1));
+    verify_consistent(url);
+}
+
 /// What the writer has forgotten the server must still have when it comes back.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_is_done_once_though_the_server_crashes_right_after_a_flush() {
@@ -140,15 +153,7 @@ async fn a_command_is_done_once_though_the_server_crashes_right_after_a_flush() 
     until("the key is flushed", async || cluster.psql(&database, "select count(*) from key_positions") == "1").await;
     cluster.stop_immediately();
     cluster.run();
-    let mut again = service.post("/v1/credits", &credit("ann", "once")).await;
-    until("it recovers", async || {
-        again = service.post("/v1/credits", &credit("ann", "once")).await;
-        again.status != 503
-    })
-    .await;
-    assert_eq!(again.expect(200)["replayed"], true);
-    assert_eq!(service.holdings("ann").await, (1, 0, 1));
-    verify_consistent(&url);
+    was_done_once(&service, &url).await;
 }
 
 /// The same for a service that has not committed anything yet: what it knows it has read, and flushed.
@@ -172,15 +177,7 @@ async fn a_command_is_done_once_though_a_server_without_the_last_flush_took_over
     cluster.stop_immediately();
     cluster.put_back();
     cluster.run();
-    let mut again = service.post("/v1/credits", &credit("ann", "once")).await;
-    until("it recovers", async || {
-        again = service.post("/v1/credits", &credit("ann", "once")).await;
-        again.status != 503
-    })
-    .await;
-    assert_eq!(again.expect(200)["replayed"], true);
-    assert_eq!(service.holdings("ann").await, (1, 0, 1));
-    verify_consistent(&url);
+    was_done_once(&service, &url).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

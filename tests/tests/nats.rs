@@ -2,8 +2,6 @@
 
 #[path = "nats/publishers.rs"]
 mod publishers;
-#[path = "stream/rewind.rs"]
-mod rewind;
 
 use std::{collections::HashMap, time::Duration};
 

@@ -1,14 +1,13 @@
 //! `GET /v1/events/stream`: what its clients may rely on.
 
-#[path = "stream/rewind.rs"]
-mod rewind;
-
 use std::time::Duration;
 
 use reqwest::{Client, Response};
-use tests::{Service, store};
-
-use rewind::Kept;
+use tests::{
+    Service,
+    rewind::{log_of, put_back},
+    store,
+};
 
 /// What a client has of a stream.
 struct Stream {
@@ -56,11 +55,11 @@ async fn a_stream_ends_where_the_log_is_restored_and_whoever_saw_what_was_undone
     let arguments = ["--proof-round", "0"];
     let service = Service::start(&database.url, &arguments);
     credit(&service, "before", 5).await;
-    let kept = Kept::of(&database.url).await;
+    let kept = log_of(&database.url).await;
     let mut stream = Stream::open(&service).await;
     credit(&service, "undone", 5).await;
     stream.until_events(10).await;
-    kept.put_back(&database.url, 7).await;
+    put_back(&database.url, kept, 7).await;
     // More than was undone, so that there are new events past those that the client has seen.
     let other = Service::start(&database.url, &arguments);
     credit(&other, "after", 10).await;

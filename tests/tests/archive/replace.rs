@@ -1,14 +1,19 @@
 //! A log in the place of a ledger that is there.
 
-use std::{path::Path, sync::Arc};
+use std::path::Path;
 
-use ledger_core::{Epoch, Event, Hash, Head, PARTITIONS, Partition, Position, Timestamp};
+use ledger_core::{Epoch, Event, Hash, Head, PARTITIONS};
 use ledger_store::{
     Database,
-    restore::{Log, RestoreError, Target, points, restore},
+    restore::{RestoreError, Target, points, restore},
 };
 use serde_json::json;
-use tests::{Service, on_both_databases, replay_tool, store::NewDatabase, verify_consistent};
+use tests::{
+    Service, on_both_databases, replay_tool,
+    rewind::{log_of, new_log},
+    store::NewDatabase,
+    verify_consistent,
+};
 
 use super::{credits, order, sql};
 
@@ -16,37 +21,6 @@ on_both_databases!(
     a_ledger_that_is_replaced_is_kept_aside,
     a_log_that_does_not_follow_is_refused_and_nothing_is_changed,
 );
-
-/// The log of a database, all of it in memory.
-async fn log_of(url: &str) -> (Vec<Vec<Event>>, [Head; PARTITIONS]) {
-    let database = Database::open_existing(url).await.expect("it opens");
-    let heads = database.heads().await.expect("heads");
-    let mut log = Vec::new();
-    for partition in Partition::all() {
-        log.push(database.events_after(partition, Position::ZERO, 100_000).await.expect("events"));
-    }
-    database.close().await;
-    (log, heads)
-}
-
-fn new_log(events: Vec<Vec<Event>>, heads: [Head; PARTITIONS], epoch: u32) -> Log {
-    let events = Arc::new(events);
-    Log {
-        archive_id: "test".to_owned(),
-        appends_are_held: false,
-        standing: None,
-        epoch: Epoch(epoch),
-        heads,
-        restored_at: Timestamp::from_micros(1_700_000_000_000_000).expect("a time"),
-        events: Box::new(move |partition| {
-            let events = events.clone();
-            let count = events[partition.index()].len();
-            Box::new((0..count).map(move |index| Ok(events[partition.index()][index].clone())))
-        }),
-        fold: None,
-        progress: Box::new(|_| {}),
-    }
-}
 
 async fn a_ledger_that_is_replaced_is_kept_aside(database: NewDatabase) {
     let mut service = Service::start(&database.url, &[]);

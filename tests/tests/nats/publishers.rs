@@ -9,11 +9,12 @@ use serde_json::json;
 use tests::{
     Nats,
     nats::{Fate, Proxy},
+    rewind::{log_of, put_back},
     store::{self, credit},
 };
 use tokio::time::timeout;
 
-use super::{rewind::Kept, stream_of};
+use super::stream_of;
 
 /// A publisher asks for a message when it reads what the stream holds, which it has asked for before.
 const READS_THE_STREAM: &str = "$JS.API.STREAM.MSG.GET.CREDIT ";
@@ -103,12 +104,12 @@ async fn a_restore_that_comes_while_a_publisher_reads_the_stream_is_told() {
     until_published(&first, 3).await;
     first.stop().await;
     ledger.stop().await;
-    let kept = Kept::of(&new.url).await;
+    let kept = log_of(&new.url).await;
 
     let proxy = Proxy::start(&nats, READS_THE_STREAM, Fate::Held).await;
     let publisher = publisher(&database, proxy.url());
     proxy.met().await;
-    kept.put_back(&new.url, 7).await;
+    put_back(&new.url, kept, 7).await;
     proxy.release();
     let ledger = start(&database).await;
     credits(&ledger, "ann", "after", 1).await;
