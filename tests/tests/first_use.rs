@@ -296,6 +296,10 @@ async fn the_newest_commits_of_a_file_that_was_moved_away_are_not_lost_by_a_star
     fs::rename(file(&database), &aside).expect("moved");
     let refused = Service::try_start(&database.url, &[]).expect_err("its log would be gone");
     assert!(refused.contains("ledger.db-wal holds commits that belong to it: put it back"), "{refused}");
+    // Somebody made one in its place, without anything in it.
+    fs::write(file(&database), "").expect("there is room");
+    let refused = Service::try_start(&database.url, &[]).expect_err("its log would be gone");
+    assert!(refused.contains("ledger.db is empty, and"), "{refused}");
     fs::rename(&aside, file(&database)).expect("moved back");
     let service = Service::start(&database.url, &[]);
     assert_eq!(service.holdings("ann").await, (1, 0, 1));

@@ -308,6 +308,13 @@ fn options(url: &str) -> Result<SqliteConnectOptions, StoreError> {
 fn find(path: &Path, file: &str, create: bool) -> Result<(), StoreError> {
     let error = match fs::metadata(path) {
         Ok(found) if found.is_dir() => return Err(StoreError::Address(is_a_folder(file))),
+        // A new ledger has its first page before it has a log.
+        Ok(found) if found.len() == 0 && has_log(file) => {
+            return Err(StoreError::Address(format!(
+                "{file} is empty, and {file}-wal holds commits that belong to another file of this name: put that back, or \
+                 move the log aside"
+            )));
+        }
         Ok(_) => return Ok(()),
         Err(error) => error,
     };
