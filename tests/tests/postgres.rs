@@ -11,6 +11,7 @@ use ledger_store::{
     Database, Ledger, LedgerOptions, StoreError,
     restore::{Log, RestoreError, Target, restore},
 };
+use rcgen::{CertifiedKey, generate_simple_self_signed};
 use serde_json::json;
 use sqlx::{Connection, Executor, PgConnection};
 use tempfile::TempDir;
@@ -302,4 +303,38 @@ async fn searches_of_the_audit_leave_connections_to_other_reads() {
         let answer = answer.expect("no panic");
         assert!([200, 503].contains(&answer.status.as_u16()), "{}", answer.body);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_goes_to_the_database_is_encrypted_and_goes_to_whom_the_certificate_names() {
+    let cluster = Postgres::start();
+    let CertifiedKey { cert, signing_key } =
+        generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    // The server takes a key only that nobody else may read.
+    for (name, pem) in [("server.crt", cert.pem()), ("server.key", signing_key.serialize_pem())] {
+        let lines = format!("select unnest(string_to_array('{pem}', E'\\n'))");
+        cluster.psql("postgres", &format!("copy ({lines}) to program 'umask 077; cat > {name}'"));
+    }
+    cluster.psql("postgres", "alter system set ssl = on");
+    cluster.psql("postgres", "select pg_reload_conf()");
+    until("it encrypts", async || cluster.psql("postgres", "show ssl") == "on").await;
+    let folder = TempDir::new().expect("a temporary folder");
+    let root = folder.path().join("root.pem");
+    std::fs::write(&root, cert.pem()).expect("there is room");
+
+    let by_address = cluster.database();
+    let database = by_address.rsplit('/').next().expect("its name").to_owned();
+    let by_name = by_address.replace("127.0.0.1", "localhost");
+    let verified = format!("sslmode=verify-full&sslrootcert={}", root.display());
+    let service = Service::start(&format!("{by_name}?{verified}"), &[]);
+    service.credit("ann", 1, "1").await;
+    let sessions = "from pg_stat_ssl join pg_stat_activity using (pid) where application_name = 'ledger'";
+    assert_eq!(cluster.psql(&database, &format!("select count(*) > 0 and bool_and(ssl) {sessions}")), "t");
+    for refused in [format!("{by_address}?{verified}"), format!("{by_name}?sslmode=verify-full")] {
+        let why = Database::open(&refused).await.expect_err(&refused).to_string();
+        assert!(why.contains("certificate"), "{why}");
+    }
+    let plain = format!("{}?sslmode=require", Postgres::shared().database());
+    let why = Database::open(&plain).await.expect_err("the server does not encrypt").to_string();
+    assert!(why.contains("TLS") || why.contains("SSL"), "{why}");
 }

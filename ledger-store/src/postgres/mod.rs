@@ -272,14 +272,17 @@ async fn migrate(connection: &mut PgConnection, place: &str) -> Result<bool, Sto
     Ok(is_new)
 }
 
-/// The tables that are there, but for the migrations' own and those of extensions.
+/// The tables that are in the way of the ledger's, because they have the names of some; those of extensions do not count. Any
+/// others may stand beside them: nothing here touches them.
 async fn tables(connection: &mut PgConnection) -> Result<Vec<String>, sqlx::Error> {
     let sql = "select c.relname::text from pg_class c \
         where c.relnamespace = (select oid from pg_namespace where nspname = current_schema()) and c.relkind in ('r', 'p') \
         and c.relname <> '_sqlx_migrations' and not exists (select from pg_depend d \
             where d.classid = 'pg_class'::regclass and d.objid = c.oid and d.deptype = 'e') \
         order by c.relname";
-    sqlx::query_scalar(sql).fetch_all(connection).await
+    let mut tables: Vec<String> = sqlx::query_scalar(sql).fetch_all(connection).await?;
+    tables.retain(|table| schema::is_made(&MIGRATIONS, table));
+    Ok(tables)
 }
 
 /// A commit must be on the disk when it is answered.
