@@ -33,7 +33,8 @@ use crate::{
 
 /// Commands of one commit. Larger commits gain nothing more and make the first of them wait.
 const BATCH_WEIGHT_MAX: usize = 8_192;
-/// A batch of so many commands is worth a commit of its own at once.
+/// A batch of so many commands is worth a commit of its own at once, and so is one of half as many as the last one had:
+/// those who wait take turns then, and the database works while the others are answered and ask again.
 const LARGE: usize = 500;
 /// How often all that can run is let run before a commit is begun. No time is waited for: when nothing else can run this
 /// takes microseconds.
@@ -344,7 +345,8 @@ impl Writer {
         match outcome {
             Ok(Appended::Done) => {
                 let in_flight = self.in_flight.take().expect("a commit ends only for a batch in flight");
-                if self.building.as_ref().is_some_and(|building| building.weight >= LARGE) {
+                let enough = LARGE.min(in_flight.batch.weight.div_ceil(2));
+                if self.building.as_ref().is_some_and(|next| next.weight >= enough) {
                     // The database need not wait until the answers are out.
                     self.send_off();
                 }
