@@ -33,8 +33,7 @@ use crate::{
 
 /// Commands of one commit. Larger commits gain nothing more and make the first of them wait.
 const BATCH_WEIGHT_MAX: usize = 8_192;
-/// A batch of so many commands is worth a commit of its own at once, and so is one of half as many as the last one had:
-/// those who wait take turns then, and the database works while the others are answered and ask again.
+/// A batch of so many commands is worth a commit of its own at once.
 const LARGE: usize = 500;
 /// How often all that can run is let run before a commit is begun. No time is waited for: when nothing else can run this
 /// takes microseconds.
@@ -347,7 +346,7 @@ impl Writer {
                 let in_flight = self.in_flight.take().expect("a commit ends only for a batch in flight");
                 let enough = LARGE.min(in_flight.batch.weight.div_ceil(2));
                 if self.building.as_ref().is_some_and(|next| next.weight >= enough) {
-                    // The database need not wait until the answers are out.
+                    // The database need not wait until the answers are out: from half of the last commit on callers take turns.
                     self.send_off();
                 }
                 self.settle(in_flight.batch);
