@@ -86,7 +86,7 @@ pub(crate) async fn run(trial: &Trial) {
     eprintln!("pid {} url {}", subject.service.pid(), subject.database_url);
     if trial.fill > 0 {
         growth::fill(&subject, trial.fill, trial.accounts).await;
-    } else if trial.ledger.is_none() {
+    } else if subject.events().await == 0 {
         subject.open_accounts(0, trial.accounts).await;
     }
     let (warm, length, n) = (Duration::from_secs(2), Duration::from_secs(trial.seconds), trial.connections);
