@@ -25,7 +25,7 @@ on_both_databases!(
 /// A round in a few seconds.
 const QUICK: &[&str] = &["--proof-round", "4"];
 /// How long anything is waited for: many rounds, on a machine that has other things to do.
-const PATIENCE: Duration = Duration::from_secs(100);
+const PATIENCE: Duration = Duration::from_secs(45);
 
 async fn execute(database: &NewDatabase, statement: &str) -> u64 {
     let statement = AssertSqlSafe(statement.to_owned());
