@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 use crate::{
     append::Append,
+    feed::Begun,
     index::KeyHash,
     ledger::{CommandError, Recorded, Unavailable},
     operations::{Compensated, Compensation},
@@ -204,6 +205,8 @@ pub(crate) struct Batch {
     pub(crate) answers: Vec<(Request, Answer)>,
     /// How many commands it holds.
     pub(crate) weight: usize,
+    /// From when its commit begins until its end is known.
+    pub(crate) begun: Option<Begun>,
 }
 
 impl Batch {
@@ -216,7 +219,7 @@ impl Batch {
     }
 
     fn on_heads(heads: [Head; PARTITIONS], recorded_at: [Timestamp; PARTITIONS]) -> Self {
-        Self { before: heads, draft: Draft::on(heads, recorded_at), answers: Vec::new(), weight: 0 }
+        Self { before: heads, draft: Draft::on(heads, recorded_at), answers: Vec::new(), weight: 0, begun: None }
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -26,8 +26,13 @@ const BYTES_ENOUGH: usize = BYTES_MAX / 3;
 /// its last rounds showed, within these bounds: smaller rounds would write the same rows too often.
 const ENOUGH_MIN: usize = 5_000;
 const ENOUGH_MAX: usize = 20_000;
+/// The same before any round has shown it.
+const ENOUGH_FIRST: usize = 10_000;
 /// What a round may take: an event waits for the end of one and is in the next.
 const ROUND: Duration = Duration::from_millis(350);
+/// What the follower has before it, with what is decided for it, is not to take longer than this: then read models stay
+/// within a second of the log, the reading of it included.
+const AHEAD: Duration = Duration::from_millis(850);
 /// A follower that took nothing for so long is not waited for, or for twice as long as what it took should take.
 const PATIENCE: Duration = Duration::from_secs(1);
 const PATIENCE_MAX: Duration = Duration::from_secs(3);
@@ -46,6 +51,15 @@ pub(crate) struct Waiting {
     enough: usize,
     /// When the follower took some last, and how long it is waited for then.
     taken: Option<(Instant, Duration)>,
+    /// How many it took, until it tells that their round is done; while it catches up by the log, how many it lacks.
+    under_way: usize,
+    /// While it catches up by the log: how many it lacked when its round began.
+    catching_up: Option<usize>,
+    /// Since when the writer is held up by that.
+    held: Option<Instant>,
+    /// How many commits were begun, and the numbers of those that are not known to have ended.
+    begun: u64,
+    open: Vec<u64>,
     lost: bool,
     commits: VecDeque<Vec<Arc<Event>>>,
     events: usize,
@@ -56,8 +70,13 @@ impl Default for Waiting {
     fn default() -> Self {
         Self {
             followed: false,
-            enough: ENOUGH_MAX,
+            enough: ENOUGH_FIRST,
             taken: None,
+            under_way: 0,
+            catching_up: None,
+            held: None,
+            begun: 0,
+            open: Vec::new(),
             lost: false,
             commits: VecDeque::new(),
             events: 0,
@@ -77,14 +96,64 @@ pub struct Taken {
     pub waiting_since: Option<Timestamp>,
     /// How many still wait.
     pub waiting: usize,
+    /// What the commits that were begun before [`Feed::begun`] told this number wrote is in the feed or before it.
+    pub settled: u64,
+}
+
+/// A commit of this process that is under way, until it is dropped: with its events in the feed, or not made.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    waiting: Arc<Mutex<Waiting>>,
+    number: u64,
+}
+
+impl Begun {
+    pub(crate) fn new(waiting: Arc<Mutex<Waiting>>) -> Self {
+        let mut inside = lock(&waiting);
+        let number = inside.begun;
+        inside.begun += 1;
+        inside.open.push(number);
+        drop(inside);
+        Self { waiting, number }
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        lock(&self.waiting).open.retain(|number| *number != self.number);
+    }
 }
 
 impl Waiting {
-    /// Whether the follower is at work and has as much before it as it should: then the writer had better wait. A follower
-    /// that has stopped holds nobody up.
-    pub(crate) fn is_full(&self) -> bool {
-        (self.events >= self.enough || self.bytes >= BYTES_ENOUGH)
-            && self.taken.is_some_and(|(taken, patience)| taken.elapsed() < patience)
+    /// Whether the writer may decide `next` commands more when `decided` are on their way already: not while the follower is at
+    /// work and has as much before it as it should. A follower that has stopped holds nobody up.
+    pub(crate) fn has_room_for(&mut self, next: usize, decided: usize) -> bool {
+        let Some((taken, patience)) = self.taken else { return true };
+        let elapsed = taken.elapsed();
+        if elapsed >= patience {
+            return true;
+        }
+        if self.catching_up.is_some() {
+            // The log is read in smaller rounds: it reaches the log's end only when there is not much more of it each time. Where
+            // others write as much as it applies, this process has its turns all the same.
+            let has_room = self.under_way + decided < ENOUGH_MIN
+                || self.held.get_or_insert_with(Instant::now).elapsed() >= PATIENCE;
+            if has_room {
+                self.held = None;
+            }
+            return has_room;
+        }
+        if self.events >= self.enough || self.bytes >= BYTES_ENOUGH {
+            return false;
+        }
+        let done = self.done_within(elapsed);
+        let ahead = self.under_way.saturating_sub(done) + self.events + decided;
+        ahead == 0 || ahead + next <= self.done_within(AHEAD)
+    }
+
+    /// How many events the follower applies in some time, by its last rounds.
+    fn done_within(&self, time: Duration) -> usize {
+        usize::try_from(self.enough as u128 * time.as_nanos() / ROUND.as_nanos()).unwrap_or(usize::MAX)
     }
 
     /// A commit is durable.
@@ -92,14 +161,23 @@ impl Waiting {
         if !self.followed || events.is_empty() {
             return;
         }
+        if self.catching_up.is_some() {
+            self.under_way += events.len();
+        }
         let bytes = bytes_of(&events);
         if self.events + events.len() > EVENTS_MAX || self.bytes + bytes > BYTES_MAX {
-            *self = Self { followed: true, enough: self.enough, lost: true, taken: self.taken, ..Self::default() };
+            self.let_go();
+            self.lost = true;
             return;
         }
         self.events += events.len();
         self.bytes += bytes;
         self.commits.push_back(events);
+    }
+
+    fn let_go(&mut self) {
+        self.commits.clear();
+        (self.events, self.bytes) = (0, 0);
     }
 }
 
@@ -126,6 +204,9 @@ impl Feed {
             }
         }
         waiting.taken = Some((Instant::now(), patience_for(taken.events.len(), waiting.enough)));
+        waiting.under_way = taken.events.len();
+        (waiting.catching_up, waiting.held) = (None, None);
+        taken.settled = waiting.open.iter().copied().min().unwrap_or(waiting.begun);
         taken.waiting = waiting.events;
         taken.waiting_since = waiting.commits.front().and_then(|commit| Some(commit.first()?.recorded_at));
         taken
@@ -134,19 +215,40 @@ impl Feed {
     /// Lets go of what waits: whoever follows reads the database now.
     pub fn clear(&self) {
         let mut waiting = lock(&self.waiting);
-        *waiting = Waiting { followed: true, enough: waiting.enough, ..Waiting::default() };
+        waiting.let_go();
+        (waiting.lost, waiting.taken) = (false, None);
+        (waiting.under_way, waiting.catching_up, waiting.held) = (0, None, None);
+    }
+
+    /// How many commits this process has begun so far: see [`Taken::settled`].
+    #[must_use]
+    pub fn begun(&self) -> u64 {
+        lock(&self.waiting).begun
+    }
+
+    /// Tells that the follower goes by the log, which has so many events more than it has applied. It is waited for while these
+    /// become fewer.
+    pub fn lacks(&self, events: usize) {
+        let mut waiting = lock(&self.waiting);
+        waiting.under_way = events;
+        if waiting.catching_up.replace(events).is_none_or(|before| events < before) {
+            waiting.taken = Some((Instant::now(), PATIENCE_MAX));
+        }
     }
 
     /// Tells how long a round took: what is enough for the next ones follows from it.
     pub fn paced(&self, events: usize, took: Duration) {
+        let mut waiting = lock(&self.waiting);
+        waiting.under_way = 0;
         if events < ENOUGH_MIN && took < ROUND {
             // A small round is mostly what every round costs.
             return;
         }
         let nanos = took.as_nanos().max(1);
         let fitting = usize::try_from(events as u128 * ROUND.as_nanos() / nanos).unwrap_or(ENOUGH_MAX);
-        let mut waiting = lock(&self.waiting);
-        waiting.enough = usize::midpoint(waiting.enough, fitting.clamp(ENOUGH_MIN, ENOUGH_MAX));
+        let fitting = fitting.clamp(ENOUGH_MIN, ENOUGH_MAX);
+        // A slow round may be followed by others, as long as indexes are flushed; a quick one promises nothing.
+        waiting.enough = fitting.min((waiting.enough * 3 + fitting) / 4);
     }
 
     /// Whether so much waits that a round had better begin at once.
@@ -232,7 +334,7 @@ mod tests {
         let commit = vec![event; 1_000];
         let _ = feed.take();
         let mut commits = 0;
-        while !lock(&feed.waiting).is_full() {
+        while lock(&feed.waiting).has_room_for(0, 0) {
             lock(&feed.waiting).push(commit.clone());
             commits += 1;
         }
@@ -246,6 +348,69 @@ mod tests {
     }
 
     #[test]
+    fn what_is_decided_and_what_is_under_way_take_up_room() {
+        let feed = feed();
+        let room = |next, decided| lock(&feed.waiting).has_room_for(next, decided);
+        assert!(room(usize::MAX, 0), "nobody follows");
+        let _ = feed.take();
+        lock(&feed.waiting).enough = 20_000;
+        assert!(room(usize::MAX, 0), "nothing is ahead of it");
+        assert!(room(24_000, 24_000), "20,000 in 350 ms are 48,571 in 850");
+        assert!(!room(24_000, 25_000));
+
+        lock(&feed.waiting).push(vec![Arc::new(event_with("")); 19_000]);
+        assert!(room(19_000, 10_000) && !room(20_000, 10_000), "what waits counts");
+        let _ = feed.take();
+        assert!(!room(20_000, 28_000), "and so does what is under way, less what it should have done by now");
+        // Some 14,000 of them should be left.
+        lock(&feed.waiting).taken = Some((Instant::now() - ROUND / 4, PATIENCE));
+        assert!(room(20_000, 14_000) && !room(20_000, 15_000));
+        lock(&feed.waiting).taken = Some((Instant::now() - PATIENCE, PATIENCE));
+        assert!(room(usize::MAX, usize::MAX), "it is not waited for for ever");
+        let _ = feed.take();
+        lock(&feed.waiting).under_way = 19_000;
+        feed.paced(0, Duration::ZERO);
+        assert!(room(usize::MAX, 0), "the round is done");
+    }
+
+    #[test]
+    fn a_follower_that_goes_by_the_log_is_waited_for_while_it_gains() {
+        let feed = feed();
+        let room = || lock(&feed.waiting).has_room_for(1, 0);
+        let wait = || lock(&feed.waiting).taken = Some((Instant::now() - PATIENCE_MAX, PATIENCE_MAX));
+        feed.lacks(20_000);
+        assert!(!room());
+        wait();
+        feed.lacks(20_000);
+        assert!(room(), "it gained nothing");
+        feed.lacks(19_000);
+        assert!(!room(), "it gained");
+        lock(&feed.waiting).held = Some(Instant::now() - PATIENCE);
+        assert!(room() && !room(), "one at a time is let through all the same");
+        feed.lacks(4_000);
+        assert!(room() && !lock(&feed.waiting).has_room_for(1, 1_000), "it is nearly there");
+        lock(&feed.waiting).push(vec![Arc::new(event_with("")); 1_000]);
+        assert!(!room(), "what is committed meanwhile counts");
+        assert_eq!(feed.take().events.len(), 1_000);
+        assert!(room() && lock(&feed.waiting).catching_up.is_none(), "it follows");
+    }
+
+    #[test]
+    fn it_is_known_which_commits_are_in_the_feed() {
+        let feed = feed();
+        let begin = || Begun::new(feed.waiting.clone());
+        assert_eq!((feed.begun(), feed.take().settled), (0, 0));
+        let (first, second) = (begin(), begin());
+        assert_eq!((feed.begun(), feed.take().settled), (2, 0));
+        drop(second);
+        assert_eq!(feed.take().settled, 0, "the first may be in the log and is not in the feed");
+        drop(first);
+        let _third = begin();
+        feed.clear();
+        assert_eq!((feed.begun(), feed.take().settled), (3, 2));
+    }
+
+    #[test]
     fn a_follower_is_waited_for_while_it_is_at_work_and_not_for_ever() {
         let second = Duration::from_secs(1);
         assert_eq!([0, 1, 7_000].map(|events| patience_for(events, 7_000)), [second; 3]);
@@ -256,19 +421,19 @@ mod tests {
     #[test]
     fn a_round_is_as_much_as_the_follower_does_in_a_third_of_a_second() {
         let feed = feed();
-        assert_eq!(enough(&feed), ENOUGH_MAX);
+        assert_eq!(enough(&feed), ENOUGH_FIRST);
         // A tenth of a second for a few events says nothing about many.
         feed.paced(100, Duration::from_millis(100));
-        assert_eq!(enough(&feed), ENOUGH_MAX);
-        for _ in 0..20 {
-            feed.paced(10_000, Duration::from_millis(500));
-        }
-        assert!((6_900..=7_100).contains(&enough(&feed)), "7,000 of 20,000/s: {}", enough(&feed));
+        assert_eq!(enough(&feed), ENOUGH_FIRST);
+        feed.paced(10_000, Duration::from_millis(500));
+        assert_eq!(enough(&feed), 7_000, "of 20,000/s");
+        feed.paced(10_000, Duration::from_millis(350));
+        assert_eq!(enough(&feed), 7_750, "a quarter of the way: a quick round promises less than a slow one");
         for _ in 0..20 {
             feed.paced(100, Duration::from_secs(30));
         }
         assert!((ENOUGH_MIN..ENOUGH_MIN + 10).contains(&enough(&feed)), "never fewer: {}", enough(&feed));
-        for _ in 0..20 {
+        for _ in 0..40 {
             feed.paced(20_000, Duration::from_millis(50));
         }
         assert!((ENOUGH_MAX - 10..=ENOUGH_MAX).contains(&enough(&feed)), "never more: {}", enough(&feed));

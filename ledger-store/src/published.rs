@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use crate::{
     batch::Draft,
-    feed::{self, Feed, Waiting},
+    feed::{self, Begun, Feed, Waiting},
     freshness::Freshness,
     refusals,
     tail::Span,
@@ -41,6 +41,11 @@ impl Published {
             trouble: Mutex::new(None),
             refusals: Arc::new(refusals::Waiting::new()),
         }
+    }
+
+    /// A commit of this process begins. What this gives is kept until its end is known.
+    pub(crate) fn begin(&self) -> Begun {
+        Begun::new(self.waiting.clone())
     }
 
     /// A commit of this process is durable.
@@ -87,9 +92,9 @@ impl Published {
         self.commits.subscribe()
     }
 
-    /// Whether the projector in this process has enough to do: see [`Waiting::is_full`].
-    pub(crate) fn projector_is_behind(&self) -> bool {
-        feed::lock(&self.waiting).is_full()
+    /// Whether the projector in this process would keep up: see [`Waiting::has_room_for`].
+    pub(crate) fn projector_has_room_for(&self, next: usize, decided: usize) -> bool {
+        feed::lock(&self.waiting).has_room_for(next, decided)
     }
 
     pub(crate) fn feed(&self) -> Feed {

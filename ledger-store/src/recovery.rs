@@ -149,7 +149,7 @@ impl Writer {
             return locked.touch().await;
         }
         let decided = self.decide_around_damage().await;
-        let Some(batch) = self.building.take() else {
+        let Some(mut batch) = self.building.take() else {
             locked.release().await;
             return decided;
         };
@@ -158,6 +158,7 @@ impl Writer {
             locked.release().await;
             return Err(error);
         }
+        batch.begun = Some(self.published.begin());
         match locked.append(&batch.append()).await {
             Ok(Appended::Done) => {
                 self.settle(batch);

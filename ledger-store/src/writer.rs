@@ -251,8 +251,9 @@ impl Writer {
     /// Begins to commit what is decided, when nothing is being committed.
     fn send_off(&mut self) {
         if self.in_flight.is_none()
-            && let Some(batch) = self.building.take()
+            && let Some(mut batch) = self.building.take()
         {
+            batch.begun = Some(self.published.begin());
             let (database, append) = (self.database.clone(), batch.append());
             // A task of its own: whatever happens here meanwhile, the commit runs to its end.
             let commit = tokio::spawn(async move { database.append(&append).await });
@@ -262,7 +263,10 @@ impl Writer {
 
     fn has_room(&self) -> bool {
         let building = self.building.as_ref().map_or(0, |batch| batch.weight);
-        building < BATCH_WEIGHT_MAX && !self.tail_is_full() && !self.published.projector_is_behind()
+        let in_flight = self.in_flight.as_ref().map_or(0, |in_flight| in_flight.batch.weight);
+        building < BATCH_WEIGHT_MAX
+            && !self.tail_is_full()
+            && self.published.projector_has_room_for(self.waiting_weight(), in_flight + building)
     }
 
     /// Past this many events in memory no more is decided until a flush is done.
@@ -375,11 +379,12 @@ impl Writer {
 
     /// A batch is durable: its events become part of the tail, and its answers go out.
     pub(crate) fn settle(&mut self, batch: Batch) {
-        let Batch { mut draft, answers, .. } = batch;
+        let Batch { mut draft, answers, begun, .. } = batch;
         self.tail.heads = draft.heads;
         self.tail.recorded_at = draft.recorded_at;
         draft.events.iter().for_each(|event| self.tail.recent.add(event));
         self.published.commit(&mut draft);
+        drop(begun);
         self.tail.active.absorb(draft.span);
         for compensation in &draft.compensations {
             self.tail.compensated.insert(compensation.operation_id, ());

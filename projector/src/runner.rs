@@ -34,6 +34,8 @@ const ROUND_EVENTS: usize = 8_000;
 /// How long it rests after a round while little waits and nobody is in a hurry: many small rounds would write the same
 /// pages again and again.
 const REST: Duration = Duration::from_millis(120);
+/// How long a commit of this process is waited for that may be what heads in the database are ahead of the feed by.
+const UNSETTLED: Duration = Duration::from_secs(1);
 /// A partition that stopped at an inconsistency is tried again after this long: a rebuild mends it.
 const RETRY_HALTED: Duration = Duration::from_secs(2);
 /// The pause after a failure, doubled up to [`PAUSE_MAX`].
@@ -163,7 +165,15 @@ struct Rounds {
     /// When the heads in the database were read last while following.
     looked: Instant,
     /// What they were, if they were ahead of the feed: another process wrote, or this one in that moment.
-    seen: Option<[Position; PARTITIONS]>,
+    seen: Option<Seen>,
+}
+
+/// Heads in the database that were ahead of the feed.
+struct Seen {
+    heads: [Position; PARTITIONS],
+    /// How many commits this process had begun by then.
+    begun: u64,
+    at: Instant,
 }
 
 /// What a round came to.

@@ -191,7 +191,7 @@ impl Sqlite {
         // Short turns: commands are committed between them.
         let mut slices = slices(entries).peekable();
         while slices.peek().is_some() {
-            let (share, mut turn, began) = (self.share.fair(), self.relaxed_turn().await?, Instant::now());
+            let (share, mut turn, began) = (self.share.fair() / 2, self.relaxed_turn().await?, Instant::now());
             for slice in slices.by_ref() {
                 slice.execute(turn.connection()).await?;
                 self.written.add(FLUSH_ROWS);

@@ -7,8 +7,9 @@ use std::{
 
 /// The longest share: a commit that waited for another process must not make turns as long.
 const SHARE_MAX: Duration = Duration::from_millis(300);
-/// After so long without a commit of events nothing is shared, and turns are as short as they can be.
-const BUSY_FOR: Duration = Duration::from_millis(500);
+/// After so long without a commit of events nothing is shared, and turns are as short as they can be. It is more than commits of
+/// whole batches wait for a slow projector, whose turns had better not become short for that.
+const BUSY_FOR: Duration = Duration::from_secs(2);
 /// What a row takes, before a turn has shown it.
 const ROW_TAKES: Duration = Duration::from_micros(40);
 /// Turns of fewer rows are mostly what every turn costs.

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Instant};
 use ledger_core::{AccountId, Event, Head, PARTITIONS, Partition, Position, rejection::Contradiction};
 use ledger_store::{Database, StoreError, error::chain, feed::Taken};
 
-use super::{Checkpoints, Found, News, POLL, RETRY_HALTED, ROUND_EVENTS, Round, Rounds};
+use super::{Checkpoints, Found, News, POLL, RETRY_HALTED, ROUND_EVENTS, Round, Rounds, Seen, UNSETTLED};
 use crate::{
     checkpoint::ReadModel,
     fold::{self, Changes, Rows, Source},
@@ -20,15 +20,24 @@ impl Rounds {
         let Some(feed) = &self.feed else { return self.round_from_log().await };
         let (feed, began) = (feed.clone(), Instant::now());
         let taken = feed.take();
-        let Some((news, next)) = continued(&checkpoints, &taken) else { return self.round_from_log().await };
-        let behind = |heads: &[Position; PARTITIONS]| heads.iter().zip(&next).any(|(head, next)| head > next);
-        if taken.waiting == 0 && self.seen.take().is_some_and(|heads| behind(&heads)) {
-            // What was committed when the heads were read is in the feed by now, if this process committed it.
+        let Some((news, next)) = continued(&checkpoints, &taken) else {
+            tracing::debug!(lost = taken.lost, "the feed does not go on at the checkpoints");
             return self.round_from_log().await;
+        };
+        let is_ahead = |seen: &Seen| seen.heads.iter().zip(&next).any(|(head, next)| head > next);
+        if taken.waiting == 0 {
+            self.seen = self.seen.take().filter(is_ahead);
+            // What was committed when the heads were read is in the feed by now, if this process committed it and knows.
+            if self.seen.as_ref().is_some_and(|seen| taken.settled >= seen.begun || seen.at.elapsed() >= UNSETTLED) {
+                tracing::debug!("another process wrote");
+                return self.round_from_log().await;
+            }
         }
-        if self.looked.elapsed() >= POLL {
+        if self.looked.elapsed() >= POLL && self.seen.is_none() {
             self.looked = Instant::now();
-            self.seen = Some(self.database.heads().await?.map(|head| head.position)).filter(behind);
+            let heads = self.database.heads().await?.map(|head| head.position);
+            // After the heads: what they show was begun before.
+            self.seen = Some(Seen { heads, begun: feed.begun(), at: Instant::now() }).filter(is_ahead);
         }
         if news.is_empty() {
             self.following = Some(checkpoints);
@@ -79,6 +88,14 @@ impl Rounds {
         // The checkpoints first: heads only grow, so heads that are read later are never behind what was applied before.
         let checkpoints = self.checkpoints().await?;
         let heads = self.database.heads().await?;
+        if let Some(feed) = &self.feed {
+            let followed = Partition::all().filter(|partition| !self.halted.contains_key(partition));
+            let lacks = followed.map(|partition| {
+                let (head, at) = (heads[partition.index()], applied_to(&checkpoints, partition));
+                head.position.0.saturating_sub(at.0)
+            });
+            feed.lacks(usize::try_from(lacks.sum::<u64>()).unwrap_or(usize::MAX));
+        }
         let (mut events, mut contradictions) = self.news(&heads, &checkpoints).await?;
         if events.is_empty() && contradictions.is_empty() {
             self.show(&heads, &checkpoints).await?;
