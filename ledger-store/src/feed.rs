@@ -33,6 +33,8 @@ const ROUND: Duration = Duration::from_millis(350);
 /// What the follower has before it, with what is decided for it, is not to take longer than this: then read models stay
 /// within a second of the log, the reading of it included.
 const AHEAD: Duration = Duration::from_millis(850);
+/// So few commands at a time a follower that goes by the log keeps up with all the same.
+const SMALL: usize = 500;
 /// A follower that took nothing for so long is not waited for, or for twice as long as what it took should take.
 const PATIENCE: Duration = Duration::from_secs(1);
 const PATIENCE_MAX: Duration = Duration::from_secs(3);
@@ -136,7 +138,8 @@ impl Waiting {
         if self.catching_up.is_some() {
             // The log is read in smaller rounds: it reaches the log's end only when there is not much more of it each time. Where
             // others write as much as it applies, this process has its turns all the same.
-            let has_room = self.under_way + decided < ENOUGH_MIN
+            let has_room = next + decided < SMALL
+                || self.under_way + decided < ENOUGH_MIN
                 || self.held.get_or_insert_with(Instant::now).elapsed() >= PATIENCE;
             if has_room {
                 self.held = None;
@@ -376,10 +379,10 @@ mod tests {
     #[test]
     fn a_follower_that_goes_by_the_log_is_waited_for_while_it_gains() {
         let feed = feed();
-        let room = || lock(&feed.waiting).has_room_for(1, 0);
+        let room = || lock(&feed.waiting).has_room_for(SMALL, 0);
         let wait = || lock(&feed.waiting).taken = Some((Instant::now() - PATIENCE_MAX, PATIENCE_MAX));
         feed.lacks(20_000);
-        assert!(!room());
+        assert!(!room() && lock(&feed.waiting).has_room_for(SMALL - 1, 0), "single commands are not kept waiting");
         wait();
         feed.lacks(20_000);
         assert!(room(), "it gained nothing");
@@ -388,7 +391,7 @@ mod tests {
         lock(&feed.waiting).held = Some(Instant::now() - PATIENCE);
         assert!(room() && !room(), "one at a time is let through all the same");
         feed.lacks(4_000);
-        assert!(room() && !lock(&feed.waiting).has_room_for(1, 1_000), "it is nearly there");
+        assert!(room() && !lock(&feed.waiting).has_room_for(SMALL, 1_000), "it is nearly there");
         lock(&feed.waiting).push(vec![Arc::new(event_with("")); 1_000]);
         assert!(!room(), "what is committed meanwhile counts");
         assert_eq!(feed.take().events.len(), 1_000);
