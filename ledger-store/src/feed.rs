@@ -330,6 +330,11 @@ mod tests {
         }
     }
 
+    fn events(number: usize) -> Vec<Arc<Event>> {
+        let event = Arc::new(event_with(""));
+        vec![event; number]
+    }
+
     #[test]
     fn long_texts_count() {
         let feed = feed();
@@ -361,7 +366,7 @@ mod tests {
         assert!(room(24_000, 24_000), "20,000 in 350 ms are 48,571 in 850");
         assert!(!room(24_000, 25_000));
 
-        lock(&feed.waiting).push(vec![Arc::new(event_with("")); 19_000]);
+        lock(&feed.waiting).push(events(19_000));
         assert!(room(19_000, 10_000) && !room(20_000, 10_000), "what waits counts");
         let _ = feed.take();
         assert!(!room(20_000, 28_000), "and so does what is under way, less what it should have done by now");
@@ -392,7 +397,7 @@ mod tests {
         assert!(room() && !room(), "one at a time is let through all the same");
         feed.lacks(4_000);
         assert!(room() && !lock(&feed.waiting).has_room_for(SMALL, 1_000), "it is nearly there");
-        lock(&feed.waiting).push(vec![Arc::new(event_with("")); 1_000]);
+        lock(&feed.waiting).push(events(1_000));
         assert!(!room(), "what is committed meanwhile counts");
         assert_eq!(feed.take().events.len(), 1_000);
         assert!(room() && lock(&feed.waiting).catching_up.is_none(), "it follows");
