@@ -49,8 +49,9 @@ impl Published {
     }
 
     /// A commit of this process is durable.
-    pub(crate) fn commit(&self, draft: &mut Draft) {
+    pub(crate) fn commit(&self, draft: &mut Draft, begun: Option<Begun>) {
         feed::lock(&self.waiting).push(std::mem::take(&mut draft.events));
+        drop(begun);
         self.show(&draft.span, &draft.heads);
     }
 

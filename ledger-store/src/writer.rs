@@ -383,8 +383,7 @@ impl Writer {
         self.tail.heads = draft.heads;
         self.tail.recorded_at = draft.recorded_at;
         draft.events.iter().for_each(|event| self.tail.recent.add(event));
-        self.published.commit(&mut draft);
-        drop(begun);
+        self.published.commit(&mut draft, begun);
         self.tail.active.absorb(draft.span);
         for compensation in &draft.compensations {
             self.tail.compensated.insert(compensation.operation_id, ());
