@@ -3,10 +3,19 @@
 use std::time::Duration;
 
 use ledger_core::{AccountId, AccountState, Head, PARTITIONS, Partition, Position};
-use sqlx::{AssertSqlSafe, PgConnection, Postgres as Driver, Row, postgres::PgArguments, query::Query};
+use sqlx::{
+    AssertSqlSafe, PgConnection, Postgres as Driver, Row,
+    error::BoxDynError,
+    postgres::{PgArguments, types::PgRecordEncoder},
+    query::Query,
+};
 use uuid::Uuid;
 
-use super::{Postgres, copy, log::heads_of};
+use super::{
+    Postgres, copy,
+    log::heads_of,
+    record::{Record, records},
+};
 use crate::{
     StoreError,
     database::Bound,
@@ -272,28 +281,41 @@ async fn upsert_accounts(
     accounts: &[(AccountId, Position)],
     states: &[AccountState],
 ) -> Result<(), StoreError> {
-    let numbers =
-        |number: fn(&AccountState) -> u64| states.iter().map(|state| stored(number(state))).collect::<Vec<_>>();
-    let seals = accounts.iter().zip(states).map(|((id, at), state)| seal(*id, *at, state));
+    let rows = accounts.iter().zip(states).map(|((id, at), state)| AccountRow { id: *id, at: *at, state });
     sqlx::query(
         "insert into account_positions as a (partition, account_id, position, balance, frozen, version, locked, seal) \
-         select * from unnest($1::smallint[], $2::uuid[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], \
-             $7::boolean[], $8::bigint[]) \
+         select * from unnest($1) \
          on conflict (partition, account_id) do update set position = excluded.position, balance = excluded.balance, \
              frozen = excluded.frozen, version = excluded.version, locked = excluded.locked, seal = excluded.seal \
          where excluded.position >= a.position",
     )
-    .bind(partitions(accounts.iter().map(|(id, _)| id.partition())))
-    .bind(accounts.iter().map(|(id, _)| id.uuid()).collect::<Vec<_>>())
-    .bind(accounts.iter().map(|(_, at)| stored(at.0)).collect::<Vec<_>>())
-    .bind(numbers(|state| state.balance))
-    .bind(numbers(|state| state.frozen))
-    .bind(numbers(|state| state.version))
-    .bind(states.iter().map(|state| state.locked).collect::<Vec<_>>())
-    .bind(seals.collect::<Vec<_>>())
+    .bind(records(rows))
     .execute(connection)
     .await?;
     Ok(())
+}
+
+/// A row of `account_row`.
+struct AccountRow<'s> {
+    id: AccountId,
+    at: Position,
+    state: &'s AccountState,
+}
+
+impl Record for AccountRow<'_> {
+    const TYPE: &'static str = "account_row";
+
+    fn encode(&self, row: &mut PgRecordEncoder<'_>) -> Result<(), BoxDynError> {
+        row.encode(i16::from(self.id.partition().number()))?
+            .encode(self.id.uuid())?
+            .encode(stored(self.at.0))?
+            .encode(stored(self.state.balance))?
+            .encode(stored(self.state.frozen))?
+            .encode(stored(self.state.version))?
+            .encode(self.state.locked)?
+            .encode(seal(self.id, self.at, self.state))?;
+        Ok(())
+    }
 }
 
 /// Writes keys of which another process may have written some.

@@ -1,18 +1,22 @@
 //! The log on PostgreSQL: append, heads, events.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, time::Duration};
 
 use chrono::{DateTime, Utc};
 use ledger_core::{Epoch, Event, Head, PARTITIONS, Partition, Position, operation};
 use sqlx::{
     AssertSqlSafe, PgConnection, Row,
-    postgres::{PgArguments, PgRow},
+    error::BoxDynError,
+    postgres::{PgArguments, PgBindIterExt, PgRow, types::PgRecordEncoder},
     query::Query,
 };
 use tokio::sync::OwnedMutexGuard;
-use uuid::Uuid;
 
-use super::{Postgres, copy, rows};
+use super::{
+    Postgres, copy,
+    record::{Record, records},
+    rows,
+};
 use crate::{
     DamagedRow, StoreError,
     append::{Append, Appended},
@@ -232,87 +236,67 @@ fn not_connected() -> sqlx::Error {
     sqlx::Error::Io(io::ErrorKind::NotConnected.into())
 }
 
-/// The events' columns as arrays, for `unnest`.
-#[derive(Default)]
-struct Columns<'e> {
-    partition: Vec<i16>,
-    position: Vec<i64>,
-    previous_position: Vec<i64>,
-    epoch: Vec<i64>,
-    version: Vec<i64>,
-    amount: Vec<Option<i64>>,
-    released: Vec<i64>,
-    remaining: Vec<Option<i64>>,
-    balance: Vec<i64>,
-    frozen: Vec<i64>,
-    expires_at: Vec<Option<DateTime<Utc>>>,
-    recorded_at: Vec<DateTime<Utc>>,
-    transaction_id: Vec<Uuid>,
-    account_id: Vec<Uuid>,
-    related_id: Vec<Option<Uuid>>,
-    operation_id: Vec<Uuid>,
-    batch_id: Vec<Option<Uuid>>,
-    batch_size: Vec<Option<i32>>,
-    batch_index: Vec<Option<i32>>,
-    schema_version: Vec<i16>,
-    locked: Vec<bool>,
-    event_type: Vec<&'static str>,
-    user_id: Vec<&'e str>,
-    credit_type: Vec<&'e str>,
-    business_code: Vec<&'e str>,
-    business_id: Vec<&'e str>,
-    request_id: Vec<&'e str>,
-    actor: Vec<&'e str>,
-    description: Vec<Option<&'e str>>,
-    metadata: Vec<Option<&'e str>>,
-    hash: Vec<&'e [u8]>,
-    available: Vec<i64>,
+/// A head that an append judges by, and what it moves to, if it does: a row of `head_step`.
+#[derive(Debug)]
+struct HeadStep<'h> {
+    partition: Partition,
+    before: &'h Head,
+    after: Option<&'h Head>,
 }
 
-impl<'e> Columns<'e> {
-    fn of(events: &'e [Arc<Event>]) -> Self {
-        let mut columns = Self::default();
-        for event in events {
-            columns.push(event);
-        }
-        columns
-    }
+impl Record for HeadStep<'_> {
+    const TYPE: &'static str = "head_step";
 
-    fn push(&mut self, event: &'e Event) {
-        // A batch has at most some ten thousand commands.
-        let small = |number: u32| i32::try_from(number).expect("a batch's size fits an integer");
-        self.partition.push(event.partition.number().into());
-        self.position.push(stored(event.position.0));
-        self.previous_position.push(stored(event.previous_position.0));
-        self.epoch.push(event.epoch.0.into());
-        self.version.push(stored(event.after.version));
-        self.amount.push(event.amount.map(|amount| stored(amount.units())));
-        self.released.push(stored(event.released));
-        self.remaining.push(event.remaining.map(stored));
-        self.balance.push(stored(event.after.balance));
-        self.frozen.push(stored(event.after.frozen));
-        self.expires_at.push(event.expires_at.map(Into::into));
-        self.recorded_at.push(event.recorded_at.into());
-        self.transaction_id.push(event.transaction_id.uuid());
-        self.account_id.push(event.account.id().uuid());
-        self.related_id.push(event.related_id.map(|id| id.uuid()));
-        self.operation_id.push(event.operation_id);
-        self.batch_id.push(event.batch.map(|mark| mark.id));
-        self.batch_size.push(event.batch.map(|mark| small(mark.size)));
-        self.batch_index.push(event.batch.map(|mark| small(mark.index)));
-        self.schema_version.push(i16::try_from(event.schema_version).expect("schema versions are small"));
-        self.locked.push(event.after.locked);
-        self.event_type.push(event.event_type.name());
-        self.user_id.push(event.account.user_id());
-        self.credit_type.push(event.account.credit_type());
-        self.business_code.push(event.key.code());
-        self.business_id.push(event.key.id());
-        self.request_id.push(&event.request_id);
-        self.actor.push(&event.actor);
-        self.description.push(event.description.as_deref());
-        self.metadata.push(event.metadata.as_deref());
-        self.hash.push(&event.hash.0);
-        self.available.push(stored(event.after.available()));
+    fn encode(&self, row: &mut PgRecordEncoder<'_>) -> Result<(), BoxDynError> {
+        row.encode(i16::from(self.partition.number()))?
+            .encode(i64::from(self.before.epoch.0))?
+            .encode(stored(self.before.position.0))?
+            .encode(&self.before.hash.0[..])?
+            .encode(self.after.map(|head| stored(head.position.0)))?
+            .encode(self.after.map(|head| &head.hash.0[..]))?;
+        Ok(())
+    }
+}
+
+/// A row of `event_row`.
+impl Record for Event {
+    const TYPE: &'static str = "event_row";
+
+    fn encode(&self, row: &mut PgRecordEncoder<'_>) -> Result<(), BoxDynError> {
+        let state = &self.after;
+        row.encode(stored(self.position.0))?
+            .encode(stored(self.previous_position.0))?
+            .encode(i64::from(self.epoch.0))?
+            .encode(stored(state.version))?
+            .encode(self.amount.map(|amount| stored(amount.units())))?
+            .encode(stored(self.released))?
+            .encode(self.remaining.map(stored))?
+            .encode(stored(state.balance))?
+            .encode(stored(state.frozen))?
+            .encode(stored(state.available()))?
+            .encode(self.expires_at.map(DateTime::<Utc>::from))?
+            .encode(DateTime::<Utc>::from(self.recorded_at))?
+            .encode(self.transaction_id.uuid())?
+            .encode(self.account.id().uuid())?
+            .encode(self.related_id.map(|id| id.uuid()))?
+            .encode(self.operation_id)?
+            .encode(self.batch.map(|mark| mark.id))?
+            .encode(self.batch.map(|mark| i32::try_from(mark.size)).transpose()?)?
+            .encode(self.batch.map(|mark| i32::try_from(mark.index)).transpose()?)?
+            .encode(i16::from(self.partition.number()))?
+            .encode(i16::try_from(self.schema_version)?)?
+            .encode(state.locked)?
+            .encode(self.event_type.name())?
+            .encode(&**self.account.user_id())?
+            .encode(&**self.account.credit_type())?
+            .encode(&**self.key.code())?
+            .encode(&**self.key.id())?
+            .encode(&*self.request_id)?
+            .encode(&*self.actor)?
+            .encode(self.description.as_deref())?
+            .encode(self.metadata.as_deref())?
+            .encode(&self.hash.0[..])?;
+        Ok(())
     }
 }
 
@@ -325,8 +309,7 @@ async fn end(connection: &mut PgConnection, done: Appended) -> Result<Appended, 
 
 /// Advances the heads and copies the events, in a transaction that has begun.
 async fn copy(connection: &mut PgConnection, append: &Append) -> Result<Appended, StoreError> {
-    let parameters = (1..=12).map(|n| format!("${n}")).collect::<Vec<_>>().join(", ");
-    let advance = sqlx::query(AssertSqlSafe(format!("select advance_heads({parameters})")));
+    let advance = sqlx::query("select advance_heads($1, $2, $3)");
     let advanced = outcome(bind_heads(advance, append).execute(&mut *connection).await.map(drop))?;
     if advanced == Appended::FenceLost {
         return Ok(advanced);
@@ -360,66 +343,22 @@ type Statement<'q> = Query<'q, sqlx::Postgres, PgArguments>;
 
 /// Binds the parameters of `advance_heads`.
 fn bind_heads<'q>(query: Statement<'q>, append: &'q Append) -> Statement<'q> {
-    let partitions = |heads: &mut dyn Iterator<Item = Partition>| -> Vec<i16> {
-        heads.map(|partition| partition.number().into()).collect()
-    };
-    let advances = &append.advances;
-    let judged = &append.judged;
-    query
-        .bind(partitions(&mut advances.iter().map(|(partition, ..)| *partition)))
-        .bind(advances.iter().map(|(_, before, _)| i64::from(before.epoch.0)).collect::<Vec<_>>())
-        .bind(advances.iter().map(|(_, before, _)| stored(before.position.0)).collect::<Vec<_>>())
-        .bind(advances.iter().map(|(_, before, _)| &before.hash.0[..]).collect::<Vec<_>>())
-        .bind(advances.iter().map(|(.., after)| stored(after.position.0)).collect::<Vec<_>>())
-        .bind(advances.iter().map(|(.., after)| &after.hash.0[..]).collect::<Vec<_>>())
-        .bind(partitions(&mut judged.iter().map(|(partition, _)| *partition)))
-        .bind(judged.iter().map(|(_, head)| i64::from(head.epoch.0)).collect::<Vec<_>>())
-        .bind(judged.iter().map(|(_, head)| stored(head.position.0)).collect::<Vec<_>>())
-        .bind(judged.iter().map(|(_, head)| &head.hash.0[..]).collect::<Vec<_>>())
-        .bind(partitions(&mut append.operations.iter().map(|id| operation::partition(*id))))
-        .bind(append.operations.as_slice())
+    let advances = append.advances.iter().map(|(partition, before, after)| HeadStep {
+        partition: *partition,
+        before,
+        after: Some(after),
+    });
+    let judged =
+        append.judged.iter().map(|(partition, head)| HeadStep { partition: *partition, before: head, after: None });
+    let operations = append.operations.iter().map(|id| i16::from(operation::partition(*id).number()));
+    query.bind(records(advances.chain(judged))).bind(operations.bind_iter()).bind(append.operations.as_slice())
 }
 
 /// Advances the heads and inserts the events, in one statement.
 async fn write(connection: &mut PgConnection, append: &Append) -> Result<Appended, StoreError> {
-    let columns = Columns::of(&append.events);
-    let parameters = (1..=44).map(|n| format!("${n}")).collect::<Vec<_>>().join(", ");
-    let appended = sqlx::query(AssertSqlSafe(format!("select append_events({parameters})")));
-    let appended = bind_heads(appended, append)
-        .bind(columns.partition)
-        .bind(columns.position)
-        .bind(columns.previous_position)
-        .bind(columns.epoch)
-        .bind(columns.version)
-        .bind(columns.amount)
-        .bind(columns.released)
-        .bind(columns.remaining)
-        .bind(columns.balance)
-        .bind(columns.frozen)
-        .bind(columns.expires_at)
-        .bind(columns.recorded_at)
-        .bind(columns.transaction_id)
-        .bind(columns.account_id)
-        .bind(columns.related_id)
-        .bind(columns.operation_id)
-        .bind(columns.batch_id)
-        .bind(columns.batch_size)
-        .bind(columns.batch_index)
-        .bind(columns.schema_version)
-        .bind(columns.locked)
-        .bind(columns.event_type)
-        .bind(columns.user_id)
-        .bind(columns.credit_type)
-        .bind(columns.business_code)
-        .bind(columns.business_id)
-        .bind(columns.request_id)
-        .bind(columns.actor)
-        .bind(columns.description)
-        .bind(columns.metadata)
-        .bind(columns.hash)
-        .bind(columns.available)
-        .execute(connection)
-        .await;
+    let appended = sqlx::query("select append_events($1, $2, $3, $4)");
+    let events = append.events.iter().map(|event| &**event);
+    let appended = bind_heads(appended, append).bind(records(events)).execute(connection).await;
     outcome(appended.map(drop))
 }
 

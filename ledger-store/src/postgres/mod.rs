@@ -5,6 +5,7 @@ pub mod copy;
 mod index;
 mod index_rows;
 mod log;
+pub mod record;
 mod restore;
 mod rows;
 mod scan;
@@ -30,12 +31,13 @@ use crate::{
 };
 
 /// The migrations of this database, by version.
-const MIGRATIONS: [(i64, &str, &str); 5] = [
+const MIGRATIONS: [(i64, &str, &str); 6] = [
     (1, "ledger", include_str!("../../../migrations/postgres/0001_ledger.sql")),
     (2, "access", include_str!("../../../migrations/postgres/0002_access.sql")),
     (3, "operations", include_str!("../../../migrations/postgres/0003_operations.sql")),
     (4, "expiry", include_str!("../../../migrations/postgres/0004_expiry.sql")),
     (5, "audit", include_str!("../../../migrations/postgres/0005_audit.sql")),
+    (6, "rows", include_str!("../../../migrations/postgres/0006_rows.sql")),
 ];
 
 /// Connections for reading and for projectors' transactions.

@@ -27,7 +27,7 @@ use crate::{
 
 mod places;
 
-use places::{change_places, each_function, each_table};
+use places::{change_places, each_function, each_table, each_type};
 
 /// Where the tables are made.
 const NEXT: &str = "ledger_restoring";
@@ -107,9 +107,10 @@ impl Postgres {
         })?;
         let all_made = format!("select relname from pg_class where relnamespace = '{NEXT}'::regnamespace");
         let script = format!(
-            "do $$ begin {} {} end $$; drop schema {NEXT} cascade",
+            "do $$ begin {} {} {} end $$; drop schema {NEXT} cascade",
             each_table(&next.served, &all_made, "execute format('drop table %s', served);"),
             each_function(&next.served, "execute format('drop function %s', served);"),
+            each_type(&next.served, "execute format('drop type %s', served);"),
         );
         sqlx::raw_sql(AssertSqlSafe(script)).execute(&mut *transaction).await?;
         transaction.commit().await?;

@@ -5,8 +5,11 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use foldhash::HashMap;
 use ledger_core::{AccountId, Balance, Freeze};
-use ledger_store::StoreError;
-use sqlx::{AssertSqlSafe, PgConnection, PgPool, Postgres as Driver, postgres::PgArguments, query::Query};
+use ledger_store::{
+    StoreError,
+    postgres::record::{Record, records},
+};
+use sqlx::{AssertSqlSafe, PgConnection, PgPool, error::BoxDynError, postgres::types::PgRecordEncoder};
 use tokio::time::sleep;
 
 use crate::{
@@ -120,59 +123,57 @@ async fn update_balances(
     // The lateral join keeps the look-up by primary key, in order, whatever the planner thinks of the table's size.
     const UPDATE: &str = "update balances t set position = n.position, version = n.version, balance = n.balance, \
              frozen = n.frozen, available = n.available, updated_at = n.updated_at, status = n.status \
-         from unnest($1::smallint[], $2::uuid[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], \
-             $7::bigint[], $8::timestamptz[], $9::text[]";
-    const NAMES: &str = "partition, account_id, position, version, balance, frozen, available, updated_at, status";
-    const THERE: &str = "cross join lateral (select ctid as place, * from balances \
+         from unnest($1) as n cross join lateral (select ctid as place, * from balances \
              where partition = n.partition and account_id = n.account_id offset 0) l \
          where t.ctid = l.place";
-    let sql = if believed.is_some() {
-        format!(
-            "{UPDATE}, $10::bigint[], $11::bigint[], $12::bigint[], $13::bigint[], $14::text[], $15::text[], $16::text[]) \
-             as n ({NAMES}, old_position, old_version, old_balance, old_frozen, old_status, user_id, credit_type) {THERE} \
-             and (l.position, l.version, l.balance, l.frozen, l.available, l.status, l.user_id, l.credit_type) \
-             = (n.old_position, n.old_version, n.old_balance, n.old_frozen, n.old_balance - n.old_frozen, n.old_status, \
-                n.user_id, n.credit_type)"
-        )
-    } else {
-        format!("{UPDATE}) as n ({NAMES}) {THERE}")
-    };
+    const AS_BELIEVED: &str = " and (l.position, l.version, l.balance, l.frozen, l.available, l.status, l.user_id, l.credit_type) \
+         = (n.old_position, n.old_version, n.old_balance, n.old_frozen, n.old_balance - n.old_frozen, n.old_status, \
+            n.user_id, n.credit_type)";
+    let sql = format!("{UPDATE}{}", if believed.is_some() { AS_BELIEVED } else { "" });
     for rows in balances.chunks(ROWS) {
-        let mut update = bind_numbers(sqlx::query(AssertSqlSafe(sql.clone())), rows);
-        if let Some(believed) = believed {
-            let Some(old) = rows.iter().map(|row| believed.get(&row.account.id())).collect::<Option<Vec<_>>>() else {
-                return Ok(false);
-            };
-            update = update
-                .bind(old.iter().map(|row| stored(row.position.0)).collect::<Vec<_>>())
-                .bind(old.iter().map(|row| stored(row.state.version)).collect::<Vec<_>>())
-                .bind(old.iter().map(|row| stored(row.state.balance)).collect::<Vec<_>>())
-                .bind(old.iter().map(|row| stored(row.state.frozen)).collect::<Vec<_>>())
-                .bind(old.iter().map(|row| row.status()).collect::<Vec<_>>())
-                .bind(rows.iter().map(|row| &**row.account.user_id()).collect::<Vec<&str>>())
-                .bind(rows.iter().map(|row| &**row.account.credit_type()).collect::<Vec<&str>>());
-        }
-        if update.execute(&mut *connection).await?.rows_affected() != rows.len() as u64 {
+        let rows = rows.iter().map(|row| match believed {
+            Some(believed) => believed.get(&row.account.id()).map(|old| BalanceRow { row, old: Some(old) }),
+            None => Some(BalanceRow { row, old: None }),
+        });
+        let Some(rows) = rows.collect::<Option<Vec<_>>>() else { return Ok(false) };
+        let count = rows.len() as u64;
+        let update = sqlx::query(AssertSqlSafe(sql.clone())).bind(records(rows.into_iter()));
+        if update.execute(&mut *connection).await?.rows_affected() != count {
             return Ok(false);
         }
     }
     Ok(true)
 }
 
-type Statement<'q> = Query<'q, Driver, PgArguments>;
+/// A row of `balance_row`: one of `balances`, and what is believed to be in its place.
+struct BalanceRow<'b> {
+    row: &'b Balance,
+    old: Option<&'b Balance>,
+}
 
-/// Binds the columns of [`BALANCE_COLUMNS`] but for the names, each as an array.
-fn bind_numbers<'q>(query: Statement<'q>, rows: &[&Balance]) -> Statement<'q> {
-    query
-        .bind(rows.iter().map(|row| i16::from(row.account.partition().number())).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| row.account.id().uuid()).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| stored(row.position.0)).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| stored(row.state.version)).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| stored(row.state.balance)).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| stored(row.state.frozen)).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| stored(row.state.available())).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| DateTime::<Utc>::from(row.updated_at)).collect::<Vec<_>>())
-        .bind(rows.iter().map(|row| row.status()).collect::<Vec<_>>())
+impl Record for BalanceRow<'_> {
+    const TYPE: &'static str = "balance_row";
+
+    fn encode(&self, row: &mut PgRecordEncoder<'_>) -> Result<(), BoxDynError> {
+        let Self { row: balance, old } = self;
+        row.encode(i16::from(balance.account.partition().number()))?
+            .encode(balance.account.id().uuid())?
+            .encode(stored(balance.position.0))?
+            .encode(stored(balance.state.version))?
+            .encode(stored(balance.state.balance))?
+            .encode(stored(balance.state.frozen))?
+            .encode(stored(balance.state.available()))?
+            .encode(DateTime::<Utc>::from(balance.updated_at))?
+            .encode(balance.status())?
+            .encode(&**balance.account.user_id())?
+            .encode(&**balance.account.credit_type())?
+            .encode(old.map(|old| stored(old.position.0)))?
+            .encode(old.map(|old| stored(old.state.version)))?
+            .encode(old.map(|old| stored(old.state.balance)))?
+            .encode(old.map(|old| stored(old.state.frozen)))?
+            .encode(old.map(Balance::status))?;
+        Ok(())
+    }
 }
 
 /// Inserts rows of `balances` for accounts that have none. False when one has.
@@ -202,19 +203,14 @@ async fn insert_balances(
     on_conflict: &str,
 ) -> Result<u64, StoreError> {
     let sql = format!(
-        "insert into {table} as t ({BALANCE_COLUMNS}) \
-         select * from unnest($1::smallint[], $2::uuid[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], \
-             $7::bigint[], $8::timestamptz[], $9::text[], $10::text[], $11::text[]) \
+        "insert into {table} as t ({BALANCE_COLUMNS}) select {BALANCE_COLUMNS} from unnest($1) \
          on conflict (partition, account_id) {on_conflict}"
     );
     let mut written = 0;
     for rows in balances.chunks(ROWS) {
-        let inserted = bind_numbers(sqlx::query(AssertSqlSafe(sql.clone())), rows)
-            .bind(rows.iter().map(|row| &**row.account.user_id()).collect::<Vec<&str>>())
-            .bind(rows.iter().map(|row| &**row.account.credit_type()).collect::<Vec<&str>>())
-            .execute(&mut *connection)
-            .await?;
-        written += inserted.rows_affected();
+        let rows = rows.iter().map(|row| BalanceRow { row, old: None });
+        let insert = sqlx::query(AssertSqlSafe(sql.clone())).bind(records(rows));
+        written += insert.execute(&mut *connection).await?.rows_affected();
     }
     Ok(written)
 }
@@ -233,32 +229,40 @@ pub(crate) async fn write_freezes(
     freezes: &[&Freeze],
 ) -> Result<(), StoreError> {
     let sql = format!(
-        "insert into {table} as t ({FREEZE_COLUMNS}) \
-         select * from unnest($1::smallint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], \
-             $7::timestamptz[], $8::timestamptz[], $9::uuid[], $10::uuid[], $11::text[], $12::text[], $13::text[], \
-             $14::text[], $15::text[]) \
+        "insert into {table} as t ({FREEZE_COLUMNS}) select * from unnest($1) \
          on conflict (partition, position) do update set remaining = excluded.remaining, \
              captured = excluded.captured, released = excluded.released, status = excluded.status"
     );
     for rows in freezes.chunks(ROWS) {
-        sqlx::query(AssertSqlSafe(sql.clone()))
-            .bind(rows.iter().map(|row| i16::from(row.account.partition().number())).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| stored(row.position.0)).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| stored(row.amount)).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| stored(row.remaining)).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| stored(row.captured)).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| stored(row.released)).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| row.expires_at.map(DateTime::<Utc>::from)).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| DateTime::<Utc>::from(row.created_at)).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| row.freeze_id.uuid()).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| row.account.id().uuid()).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| row.status()).collect::<Vec<_>>())
-            .bind(rows.iter().map(|row| &**row.account.user_id()).collect::<Vec<&str>>())
-            .bind(rows.iter().map(|row| &**row.account.credit_type()).collect::<Vec<&str>>())
-            .bind(rows.iter().map(|row| &**row.key.code()).collect::<Vec<&str>>())
-            .bind(rows.iter().map(|row| &**row.key.id()).collect::<Vec<&str>>())
-            .execute(&mut *connection)
-            .await?;
+        let rows = rows.iter().map(|row| FreezeRow(row));
+        sqlx::query(AssertSqlSafe(sql.clone())).bind(records(rows)).execute(&mut *connection).await?;
     }
     Ok(())
+}
+
+/// A row of `freeze_row`: one of `freezes`.
+struct FreezeRow<'f>(&'f Freeze);
+
+impl Record for FreezeRow<'_> {
+    const TYPE: &'static str = "freeze_row";
+
+    fn encode(&self, row: &mut PgRecordEncoder<'_>) -> Result<(), BoxDynError> {
+        let freeze = self.0;
+        row.encode(i16::from(freeze.account.partition().number()))?
+            .encode(stored(freeze.position.0))?
+            .encode(stored(freeze.amount))?
+            .encode(stored(freeze.remaining))?
+            .encode(stored(freeze.captured))?
+            .encode(stored(freeze.released))?
+            .encode(freeze.expires_at.map(DateTime::<Utc>::from))?
+            .encode(DateTime::<Utc>::from(freeze.created_at))?
+            .encode(freeze.freeze_id.uuid())?
+            .encode(freeze.account.id().uuid())?
+            .encode(freeze.status())?
+            .encode(&**freeze.account.user_id())?
+            .encode(&**freeze.account.credit_type())?
+            .encode(&**freeze.key.code())?
+            .encode(&**freeze.key.id())?;
+        Ok(())
+    }
 }

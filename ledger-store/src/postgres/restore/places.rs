@@ -121,7 +121,7 @@ async fn change_places_once(
         sqlx::raw_sql(AssertSqlSafe(script)).execute(&mut *connection).await?;
     }
     let script = format!(
-        "do $$ begin {} {} end $$; drop schema {NEXT}; set local search_path = {served}",
+        "do $$ begin {} {} {} end $$; drop schema {NEXT}; set local search_path = {served}",
         every_table(&format!(
             "if to_regclass(format('%s.%I', '{served}', name)) is null
              then execute format('alter table %s set schema {served}', made);
@@ -131,6 +131,12 @@ async fn change_places_once(
             "if to_regprocedure(format('%s.%s', '{served}', identity)) is null
              then execute format('alter function %s set schema {served}', made);
              else execute format('drop function %s', made); end if;"
+        )),
+        // Those that are there stay: they never change, and sessions know them.
+        every_type(&format!(
+            "if to_regtype(format('%s.%I', '{served}', name)) is null
+             then execute format('alter type %s set schema {served}', made);
+             else execute format('drop type %s', made); end if;"
         )),
     );
     sqlx::raw_sql(AssertSqlSafe(script)).execute(&mut *connection).await?;
@@ -148,7 +154,7 @@ fn hand_over(served: &str, made_from_log: &str) -> String {
                  order by c.relname <> 'events', c.relname limit 1);
          begin
              {present}
-             if sibling <> current_user then {missing} {functions} end if;
+             if sibling <> current_user then {missing} {functions} {types} end if;
          end;",
         present = each_table(
             served,
@@ -167,6 +173,7 @@ fn hand_over(served: &str, made_from_log: &str) -> String {
              then execute format('alter table %s owner to %I', made, sibling); end if;"
         )),
         functions = every_function("execute format('alter function %s owner to %I', made, sibling);"),
+        types = every_type("execute format('alter type %s owner to %I', made, sibling);"),
     )
 }
 
@@ -189,11 +196,20 @@ async fn refuse_what_went_on(
 
 /// A loop in PL/pgSQL over the tables that were made: `made` is one, `name` its name.
 fn every_table(body: &str) -> String {
+    every("r", body)
+}
+
+/// The same over the types that have columns and no rows.
+fn every_type(body: &str) -> String {
+    every("c", body)
+}
+
+fn every(kind: &str, body: &str) -> String {
     format!(
         "declare made text; name text; begin
              for made, name in
                  select format('{NEXT}.%I', c.relname), c.relname from pg_class c
-                 where c.relnamespace = '{NEXT}'::regnamespace and c.relkind = 'r' order by c.relname
+                 where c.relnamespace = '{NEXT}'::regnamespace and c.relkind = '{kind}' order by c.relname
              loop {body} end loop;
          end;"
     )
@@ -225,6 +241,14 @@ pub(super) fn each_table(schema: &str, which: &str, body: &str) -> String {
              loop {body} end loop;
          end;"
     )
+}
+
+/// A loop over the types of a schema that were made anew.
+pub(super) fn each_type(schema: &str, body: &str) -> String {
+    let served = format!(
+        "if to_regtype(format('{schema}.%I', name)) is not null then served := format('{schema}.%I', name); {body} end if;"
+    );
+    format!("declare served text; begin {} end;", every_type(&served))
 }
 
 /// A loop over the functions of a schema that were made anew.
