@@ -194,7 +194,7 @@ async fn what_was_missing_belongs_after_a_restore_to_whom_the_rest_belongs() {
     let cluster = Postgres::shared();
     let (name, url) = owned_by("heir");
     Database::open(&url).await.expect("the schema is made").close().await;
-    cluster.psql(&name, "drop table history_positions");
+    cluster.psql(&name, "drop table history_positions; drop type freeze_row");
     let (_folder, archive) = archive().await;
     let (code, imported) = replay_tool(&url.replace("heir@", "postgres@"), &["import", "--from", &archive]);
     assert_eq!(code, 0, "{imported:#}");
@@ -202,6 +202,11 @@ async fn what_was_missing_belongs_after_a_restore_to_whom_the_rest_belongs() {
     let functions = "select string_agg(distinct pg_get_userbyid(proowner), ',') from pg_proc \
         where pronamespace = 'public'::regnamespace";
     assert_eq!(cluster.psql(&name, functions), "heir");
+    let types = "select string_agg(relname || ' ' || relnamespace::regnamespace || ' ' || pg_get_userbyid(relowner), ', ' \
+        order by relname) from pg_class where relkind = 'c' and relname ~ '_(row|step)$'";
+    let whole = ["account_row", "balance_row", "event_row", "freeze_row", "head_step"]
+        .map(|name| format!("{name} public heir"));
+    assert_eq!(cluster.psql(&name, types), whole.join(", "));
     let service = Service::start(&url, UNPROVED);
     service.credit("ann", 5, "2").await;
     drop(service);

@@ -34,8 +34,9 @@ const ROLLBACK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Before any head: see `append_events`.
 const LOCK: &str = "select pg_advisory_xact_lock(x'6c656467657207'::bigint)";
-/// From so many events on they are copied.
-const COPY_EVENTS_MIN: usize = 200;
+/// From so many events on they are copied. The end of a COPY is a message of its own, which waits for some tens of milliseconds
+/// now and then because sqlx does not set `TCP_NODELAY`: fewer events are not worth that.
+const COPY_EVENTS_MIN: usize = 1_000;
 
 /// What `append_events` fails with when a head is not what was believed.
 const FENCE_LOST: &str = "LG001";

@@ -28,11 +28,16 @@ const CALM_STATEMENT_ROWS: usize = 96;
 /// The pause after each of them. Timers tick in milliseconds.
 const CALM_PAUSE: Duration = Duration::from_millis(1);
 
+/// A read model can be made again from the log: its commits need not wait for the disk, only keep their order. And each row is
+/// looked up by its primary key, in the order of the parameters, whatever the planner thinks of the table's size.
+const SETTINGS: &str = "select set_config('synchronous_commit', 'off', true), set_config('enable_hashjoin', 'off', true), \
+    set_config('enable_mergejoin', 'off', true), set_config('enable_seqscan', 'off', true), \
+    set_config('enable_bitmapscan', 'off', true)";
+
 /// Writes a round: rows and checkpoints in one transaction. False when a checkpoint is not where the round began.
 pub(crate) async fn commit(pool: &PgPool, changes: &Changes) -> Result<bool, StoreError> {
     let mut transaction = pool.begin().await?;
-    // A read model can be made again from the log: its commits need not wait for the disk, only keep their order.
-    sqlx::query("set local synchronous_commit = off").execute(&mut *transaction).await?;
+    sqlx::query(SETTINGS).execute(&mut *transaction).await?;
     if !take_steps(&mut transaction, &changes.steps).await? {
         transaction.rollback().await?;
         return Ok(false);
@@ -120,13 +125,10 @@ async fn update_balances(
     balances: &[&Balance],
     believed: Option<&HashMap<AccountId, Balance>>,
 ) -> Result<bool, StoreError> {
-    // The lateral join keeps the look-up by primary key, in order, whatever the planner thinks of the table's size.
     const UPDATE: &str = "update balances t set position = n.position, version = n.version, balance = n.balance, \
              frozen = n.frozen, available = n.available, updated_at = n.updated_at, status = n.status \
-         from unnest($1) as n cross join lateral (select ctid as place, * from balances \
-             where partition = n.partition and account_id = n.account_id offset 0) l \
-         where t.ctid = l.place";
-    const AS_BELIEVED: &str = " and (l.position, l.version, l.balance, l.frozen, l.available, l.status, l.user_id, l.credit_type) \
+         from unnest($1) as n where (t.partition, t.account_id) = (n.partition, n.account_id)";
+    const AS_BELIEVED: &str = " and (t.position, t.version, t.balance, t.frozen, t.available, t.status, t.user_id, t.credit_type) \
          = (n.old_position, n.old_version, n.old_balance, n.old_frozen, n.old_balance - n.old_frozen, n.old_status, \
             n.user_id, n.credit_type)";
     let sql = format!("{UPDATE}{}", if believed.is_some() { AS_BELIEVED } else { "" });
