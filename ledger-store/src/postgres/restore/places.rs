@@ -215,13 +215,13 @@ fn every(kind: &str, body: &str) -> String {
     )
 }
 
-/// The same over the functions: `identity` is the name with the arguments.
+/// The same over the functions: `identity` is the name with the types of its arguments.
 fn every_function(body: &str) -> String {
     format!(
         "declare made text; identity text; begin
              for made, identity in
-                 select format('{NEXT}.%I(%s)', p.proname, pg_get_function_identity_arguments(p.oid)),
-                     format('%I(%s)', p.proname, pg_get_function_identity_arguments(p.oid))
+                 select format('{NEXT}.%I(%s)', p.proname, oidvectortypes(p.proargtypes)),
+                     format('%I(%s)', p.proname, oidvectortypes(p.proargtypes))
                  from pg_proc p where p.pronamespace = '{NEXT}'::regnamespace order by p.proname
              loop {body} end loop;
          end;"
@@ -256,10 +256,10 @@ pub(super) fn each_function(schema: &str, body: &str) -> String {
     format!(
         "declare served text; begin
              for served in
-                 select format('{schema}.%I(%s)', p.proname, pg_get_function_identity_arguments(p.oid)) from pg_proc p
+                 select format('{schema}.%I(%s)', p.proname, oidvectortypes(p.proargtypes)) from pg_proc p
                  where p.pronamespace = '{schema}'::regnamespace
-                 and (p.proname, pg_get_function_identity_arguments(p.oid)) in (
-                     select n.proname, pg_get_function_identity_arguments(n.oid) from pg_proc n
+                 and (p.proname, oidvectortypes(p.proargtypes)) in (
+                     select n.proname, oidvectortypes(n.proargtypes) from pg_proc n
                      where n.pronamespace = '{NEXT}'::regnamespace)
                  order by p.proname
              loop {body} end loop;
