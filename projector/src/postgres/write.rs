@@ -118,8 +118,8 @@ pub(crate) async fn take_steps(connection: &mut PgConnection, steps: &[Step]) ->
     Ok(true)
 }
 
-/// Writes rows of `balances` that are there already, in the order of their ids: an insert that turns into an update costs
-/// half as much again. False when a row is not what was believed, or went away.
+/// Writes rows of `balances` that are there already, in the order of their ids. False when a row is not what was believed, or
+/// went away.
 async fn update_balances(
     connection: &mut PgConnection,
     balances: &[&Balance],
