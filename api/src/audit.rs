@@ -28,10 +28,13 @@ pub(crate) mod table;
 /// Entries that may wait; those of administrators and of the ledger itself have some room more.
 const WAITING_MAX: usize = 50_000;
 const WAITING_MAX_ADMIN: usize = 60_000;
-/// Rows of one transaction: some milliseconds.
-const ROWS: usize = 1_000;
-/// How long rows are gathered.
+/// Rows of one round. On PostgreSQL that is a transaction, of some milliseconds. On SQLite it is cut into short turns; there
+/// each of the 64 partitions is a place of its own in the tree, and the more rows a round has for it the fewer pages a row takes.
+const ROWS_ON_POSTGRES: usize = 1_000;
+const ROWS_ON_SQLITE: usize = 8_000;
+/// How long rows are gathered, and on SQLite how long when there are more than a turn's.
 const GATHER: Duration = Duration::from_millis(200);
+const GATHER_MANY: Duration = Duration::from_secs(1);
 /// The pause after a failure, and how long is tried when the service stops.
 const PAUSE: Duration = Duration::from_secs(1);
 const LAST_TRY: Duration = Duration::from_secs(5);
@@ -144,7 +147,11 @@ async fn write(
     mut stop: watch::Receiver<bool>,
     kept_days: u32,
 ) {
-    let mut rows = Vec::with_capacity(ROWS);
+    let (most, longest) = match database {
+        Database::Postgres(_) => (ROWS_ON_POSTGRES, GATHER),
+        Database::Sqlite(_) => (ROWS_ON_SQLITE, GATHER_MANY),
+    };
+    let mut rows = Vec::new();
     let mut prune = Instant::now();
     loop {
         let is_stopping = *stop.borrow();
@@ -152,20 +159,26 @@ async fn write(
             return;
         }
         tokio::select! {
-            _ = queue.recv_many(&mut rows, ROWS) => {}
+            first = queue.recv() => rows.extend(first.map(|(at, entry)| table::Row::of(at, entry))),
             () = sleep(PRUNE) => {}
             _ = stop.wait_for(|stop| *stop), if !is_stopping => continue,
         }
-        if rows.len() < ROWS && !is_stopping {
-            let _ = timeout(GATHER, stop.wait_for(|stop| *stop)).await;
-            while rows.len() < ROWS
-                && let Ok(entry) = queue.try_recv()
+        let began = Instant::now();
+        loop {
+            while rows.len() < most
+                && let Ok((at, entry)) = queue.try_recv()
             {
-                rows.push(entry);
+                rows.push(table::Row::of(at, entry));
+            }
+            let waited = began.elapsed();
+            let is_enough =
+                rows.len() >= most || waited >= longest || waited >= GATHER && rows.len() <= table::ROWS_OF_A_TURN;
+            if is_enough || timeout(GATHER, stop.wait_for(|stop| *stop)).await.is_ok() {
+                break;
             }
         }
         audit.0.waiting.fetch_sub(rows.len(), Ordering::Relaxed);
-        let batch: Vec<_> = rows.drain(..).map(|(at, entry)| table::Row::of(at, entry)).collect();
+        let batch = std::mem::take(&mut rows);
         let began = Instant::now();
         let mut attempt = table::Attempt::First;
         while !batch.is_empty() {

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::{Entry, Outcome};
 
 /// Rows that are written to SQLite in one turn: commands wait for it.
-const ROWS_OF_A_TURN: usize = 64;
+pub(super) const ROWS_OF_A_TURN: usize = 64;
 /// Rows that are sent to PostgreSQL at once, a millisecond's work, and the pause after them: commands want the cores, too.
 const ROWS_OF_A_STEP: usize = 128;
 const PAUSE: Duration = Duration::from_millis(1);
