@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use futures::TryStreamExt;
+use ledger_store::postgres::begin_session;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, PgConnection, postgres::PgConnectOptions};
 
 use crate::figures::Figures;
@@ -149,5 +150,6 @@ pub(crate) async fn run(url: &str, chunks: &[Chunk]) -> Figures {
 async fn connect(url: &str) -> PgConnection {
     let options: PgConnectOptions = url.parse().expect("an address of a PostgreSQL database");
     let options = options.application_name("peer").disable_statement_logging();
-    PgConnection::connect_with(&options).await.unwrap_or_else(|error| panic!("cannot connect to {url}: {error}"))
+    // As the ledger's own are made: its packets are sent at once.
+    begin_session(&options).await.unwrap_or_else(|error| panic!("cannot connect to {url}: {error}"))
 }

@@ -5,6 +5,8 @@ pub mod copy;
 mod index;
 mod index_rows;
 mod log;
+#[cfg(target_os = "linux")]
+mod nodelay;
 pub mod record;
 mod restore;
 mod rows;
@@ -102,7 +104,7 @@ impl Postgres {
         schema::check(version(&mut connection).await, &MIGRATIONS, &place)?;
         refuse_to_lose(&mut connection, &place).await?;
         connection.close().await?;
-        let pool = pool(POOL_MAX).connect_lazy_with(options.clone());
+        let pool = pool(POOL_MAX, &options).connect_lazy_with(options.clone());
         let bulk = scan::pool(&options);
         Ok(Self { options: Arc::new(options), pool, bulk, writer: Arc::new(Mutex::new(None)), is_new })
     }
@@ -140,7 +142,7 @@ impl Postgres {
                 None
             }
         };
-        let pool = pool(WRITER_POOL_MAX).connect_lazy_with((*self.options).clone());
+        let pool = pool(WRITER_POOL_MAX, &self.options).connect_lazy_with((*self.options).clone());
         let (options, bulk) = (self.options.clone(), self.bulk.clone());
         Self { options, pool, bulk, writer: Arc::new(Mutex::new(writer)), is_new: self.is_new }
     }
@@ -163,11 +165,12 @@ impl Postgres {
 }
 
 /// Connections that are tested only after they have been idle, and that are given up when they do not answer.
-fn pool(connections_max: u32) -> PgPoolOptions {
+fn pool(connections_max: u32, options: &PgConnectOptions) -> PgPoolOptions {
+    let port = options.get_port();
     PgPoolOptions::new()
         .max_connections(connections_max)
         .acquire_timeout(ACQUIRE_TIMEOUT)
-        .after_connect(|connection, _| Box::pin(lift_limits(connection)))
+        .after_connect(move |connection, _| Box::pin(prepare(connection, port)))
         // A look-up is a round trip, and to test the connection first is another one.
         .test_before_acquire(false)
         .before_acquire(|connection, state| {
@@ -214,11 +217,16 @@ fn options(url: &str) -> Result<PgConnectOptions, StoreError> {
 /// When the database cannot be reached.
 pub async fn begin_session(options: &PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
     let mut connection = PgConnection::connect_with(options).await?;
-    lift_limits(&mut connection).await?;
+    prepare(&mut connection, options.get_port()).await?;
     Ok(connection)
 }
 
-async fn lift_limits(connection: &mut PgConnection) -> Result<(), sqlx::Error> {
+/// Prepares a connection to a server's port that has just been made.
+async fn prepare(connection: &mut PgConnection, port: u16) -> Result<(), sqlx::Error> {
+    #[cfg(target_os = "linux")]
+    if let Ok(Err(error)) = tokio::task::spawn_blocking(move || nodelay::send_at_once(port)).await {
+        tracing::debug!(%error, "TCP_NODELAY cannot be set: long statements may wait for 40 ms");
+    }
     connection.execute(WITHOUT_LIMITS).await.map(drop)
 }
 

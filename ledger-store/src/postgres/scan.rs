@@ -33,7 +33,7 @@ const _: () = assert!(READERS_MAX + 2 <= CONNECTIONS_MAX as usize);
 
 /// Connections that read in bulk.
 pub(super) fn pool(options: &PgConnectOptions) -> PgPool {
-    super::pool(CONNECTIONS_MAX).connect_lazy_with(options.clone().options(BY_PRIMARY_KEY))
+    super::pool(CONNECTIONS_MAX, options).connect_lazy_with(options.clone().options(BY_PRIMARY_KEY))
 }
 
 /// Reads page after page.
