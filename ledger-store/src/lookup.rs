@@ -256,11 +256,10 @@ async fn originals(
         return Ok(());
     }
     let cold: Vec<_> = cold.into_iter().collect();
-    let related = database.related_positions(&cold).await?;
+    // At the same time, because there is nothing about most of them yet.
+    let (related, events) =
+        tokio::try_join!(database.related_positions(&cold), read(database, &cold, &mut fetched.broken))?;
     refuse_ahead(layers, &related)?;
-    let mut places = cold.clone();
-    places.extend(&related);
-    let events = read(database, &places, &mut fetched.broken).await?;
     for place in &cold {
         let Some(event) = events.get(place) else { continue };
         if event.account.is_consistent() {
@@ -269,6 +268,7 @@ async fn originals(
         let entry = Original::made_by(event).map(|original| OriginalEntry { original, newest: Position::ZERO });
         fetched.originals.insert(*place, entry);
     }
+    let events = read(database, &related, &mut fetched.broken).await?;
     for place in &related {
         let Some(event) = events.get(place) else { continue };
         let about =
