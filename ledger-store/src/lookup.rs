@@ -7,7 +7,6 @@ use foldhash::{HashMap, HashSet};
 use ledger_core::{
     Account, AccountId, AccountState, Balance, BusinessKey, Command, Event, Original, Partition, Position,
 };
-use quick_cache::unsync::Cache;
 use uuid::Uuid;
 
 use crate::{
@@ -16,7 +15,7 @@ use crate::{
     database::Database,
     filter::KeyFilter,
     index::{IndexedAccount, KeyHash},
-    tail::{OriginalEntry, Span, Tail, about},
+    tail::{Left, OriginalEntry, Span, Tail, about},
     writer::Closely,
 };
 
@@ -26,8 +25,8 @@ use crate::{
 /// part of the tail only between rounds.
 #[derive(Debug, Default)]
 pub(crate) struct Fetched {
-    /// `None`: the account was never credited, as far as the indexes say.
-    accounts: HashMap<AccountId, Option<Indexed>>,
+    /// By a sealed row or by the newest event. `None`: the account was never credited, as far as the indexes say.
+    accounts: HashMap<AccountId, Option<Left>>,
     /// Whose originals were read.
     owners: HashMap<AccountId, Account>,
     keys: HashMap<KeyHash, Vec<Position>>,
@@ -38,13 +37,6 @@ pub(crate) struct Fetched {
     pub(crate) compensated: HashSet<Uuid>,
     /// Where an index or an event cannot be believed: what was not found there is not known to be absent.
     broken: Partitions,
-}
-
-/// An account as the indexes know it, in a sealed row or by its newest event.
-#[derive(Debug, Clone, Copy)]
-struct Indexed {
-    state: AccountState,
-    position: Position,
 }
 
 /// An account as its newest event left it.
@@ -85,12 +77,18 @@ impl<'a> Layers<'a> {
         drafts.chain([&self.tail.active]).chain(self.tail.sealed.as_deref())
     }
 
-    fn cache(self) -> &'a Cache<AccountId, Balance> {
-        &self.tail.accounts
+    /// The account, if the newest event is in these layers.
+    fn account(self, id: AccountId) -> Option<&'a Balance> {
+        self.spans().find_map(|span| span.accounts.get(&id))
     }
 
-    fn account(self, id: AccountId) -> Option<&'a Balance> {
-        self.spans().find_map(|span| span.accounts.get(&id)).or_else(|| self.cache().peek(&id))
+    /// The account, if it is remembered from before them.
+    fn remembered(self, id: AccountId) -> Option<Left> {
+        self.tail.accounts.peek(&id).copied()
+    }
+
+    fn knows(self, id: AccountId) -> bool {
+        self.account(id).is_some() || self.remembered(id).is_some()
     }
 
     fn original(self, place: (Partition, Position)) -> Option<&'a OriginalEntry> {
@@ -140,12 +138,9 @@ impl<'a> Known<'a> {
                 Some(Standing { state: *state, position: *position, account: Some(account) })
             }
             None => {
-                let indexed = self.fetched.accounts.get(&id).copied().flatten();
-                indexed.map(|Indexed { state, position }| Standing {
-                    state,
-                    position,
-                    account: self.fetched.owners.get(&id),
-                })
+                let left = self.layers.remembered(id).or_else(|| self.fetched.accounts.get(&id).copied().flatten());
+                let account = self.fetched.owners.get(&id);
+                left.map(|Left { state, position }| Standing { state, position, account })
             }
         };
         self.absent_only_if_sound(id.partition(), found)
@@ -296,7 +291,7 @@ async fn accounts_and_keys(
     let mut places: Vec<(Partition, Position)> = Vec::new();
     for request in requests {
         match &request.ask {
-            Ask::Newest(account) if layers.account(*account).is_none() => {
+            Ask::Newest(account) if !layers.knows(*account) => {
                 accounts.insert(*account);
             }
             Ask::Key(hash) => {
@@ -319,7 +314,7 @@ async fn accounts_and_keys(
             let in_tail = committed.into_iter().flatten().filter_map(|span| span.keys.get(&hash)).flatten();
             let to_read = in_tail.filter(|position| layers.tail.recent.at(hash.partition, **position).is_none());
             places.extend(to_read.map(|position| (hash.partition, *position)));
-            if layers.account(account).is_none() {
+            if !layers.knows(account) {
                 accounts.insert(account);
             }
             if filter.may_hold(&hash) {
@@ -354,7 +349,7 @@ async fn accounts_and_keys(
             // Found broken when it was read.
             (None, None) => continue,
         };
-        fetched.accounts.insert(id, Some(Indexed { state, position }));
+        fetched.accounts.insert(id, Some(Left { state, position }));
     }
     for place in &key_places {
         let Some(event) = events.get(place) else { continue };
