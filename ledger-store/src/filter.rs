@@ -36,6 +36,7 @@ const HASHES: u32 = 4;
 const KEYS_MIN: u64 = 1 << 23;
 /// Room for so many keys at most, over all filters: 192 MiB. With more keys than that the index is asked more often.
 const KEYS_MAX: u64 = 1 << 27;
+const _: () = assert!(KEYS_MAX * BITS_PER_KEY < 1 << 31);
 /// The most filters that this makes: each one after the first doubles the room.
 const STAGES: usize = (KEYS_MAX / KEYS_MIN).ilog2() as usize + 1;
 /// How long it waits after a failed read.
@@ -197,6 +198,5 @@ mod tests {
             std::iter::from_fn(|| (room < KEYS_MAX).then(|| room += room.min(KEYS_MAX - room))).count()
         };
         assert_eq!(room(KEYS_MIN), STAGES - 1);
-        assert!(KEYS_MAX * BITS_PER_KEY < 1 << 31);
     }
 }
