@@ -3,6 +3,7 @@
 mod access;
 mod accounts;
 mod alerts;
+mod allocator;
 mod audit;
 mod backoff;
 mod batches;
@@ -66,10 +67,6 @@ use proof::Prover;
 use queue::{Queue, QueueStatus};
 use service::{Parts, Service};
 use settings::{Settings, Task};
-
-/// Requests allocate on one thread what another one frees: this allocator is made for that.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// The bytes of bodies that may be in memory at once, over all connections: three of the largest batches.
 const BODY_BYTES_MAX: usize = 192 * 1024 * 1024;
