@@ -91,7 +91,11 @@ impl Postgres {
         let is_of_new_session = slot.is_none();
         let mut connection = match slot.take() {
             Some(connection) => connection,
-            None => self.session().await?,
+            None => {
+                let connection = self.session().await?;
+                self.doubt.arise();
+                connection
+            }
         };
         sqlx::query("begin").execute(&mut connection).await?;
         sqlx::query(LOCK).execute(&mut connection).await?;

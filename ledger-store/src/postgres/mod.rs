@@ -2,6 +2,7 @@
 
 mod bulk;
 pub mod copy;
+mod doubt;
 mod index;
 mod index_rows;
 mod log;
@@ -24,6 +25,8 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use tokio::{sync::Mutex, time::timeout};
+
+use doubt::Doubt;
 
 use crate::{
     StoreError,
@@ -48,8 +51,8 @@ const POOL_MAX: u32 = 12;
 const WRITER_POOL_MAX: u32 = 4;
 /// How long a request waits for a connection of a database that does not answer.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(3);
-/// A connection that was used so lately is taken to be good: what it is used for fails otherwise, as it would if the server
-/// went away a moment later.
+/// A connection that was used so lately is taken to be good, unless another one was found dead since: what it is used for
+/// fails otherwise, as it would if the server went away a moment later.
 const UNTESTED_FOR: Duration = Duration::from_secs(1);
 /// How long a test of another one is waited for before the next one is tried.
 const TEST_TIMEOUT: Duration = Duration::from_millis(500);
@@ -87,6 +90,7 @@ pub struct Postgres {
     pool: PgPool,
     /// Connections for reading the log in bulk.
     bulk: PgPool,
+    doubt: Doubt,
     /// The connection that a writer commits by: `None` where there is no writer, and after anything went wrong with it. What
     /// a writer has flushed and forgotten may not be in a server that took over. So only who looks for that afterwards
     /// connects: a start, and a recovery.
@@ -104,9 +108,10 @@ impl Postgres {
         schema::check(version(&mut connection).await, &MIGRATIONS, &place)?;
         refuse_to_lose(&mut connection, &place).await?;
         connection.close().await?;
-        let pool = pool(POOL_MAX, &options).connect_lazy_with(options.clone());
-        let bulk = scan::pool(&options);
-        Ok(Self { options: Arc::new(options), pool, bulk, writer: Arc::new(Mutex::new(None)), is_new })
+        let doubt = Doubt::default();
+        let pool = pool(POOL_MAX, &options, &doubt).connect_lazy_with(options.clone());
+        let bulk = scan::pool(&options, &doubt);
+        Ok(Self { options: Arc::new(options), pool, bulk, doubt, writer: Arc::new(Mutex::new(None)), is_new })
     }
 
     /// Connections for reading and for projectors' transactions; the writer has its own.
@@ -142,9 +147,9 @@ impl Postgres {
                 None
             }
         };
-        let pool = pool(WRITER_POOL_MAX, &self.options).connect_lazy_with((*self.options).clone());
-        let (options, bulk) = (self.options.clone(), self.bulk.clone());
-        Self { options, pool, bulk, writer: Arc::new(Mutex::new(writer)), is_new: self.is_new }
+        let pool = pool(WRITER_POOL_MAX, &self.options, &self.doubt).connect_lazy_with((*self.options).clone());
+        let (options, bulk, doubt) = (self.options.clone(), self.bulk.clone(), self.doubt.clone());
+        Self { options, pool, bulk, doubt, writer: Arc::new(Mutex::new(writer)), is_new: self.is_new }
     }
 
     /// Host, port and database: no secrets.
@@ -164,8 +169,10 @@ impl Postgres {
     }
 }
 
-/// Connections that are tested only after they have been idle, and that are given up when they do not answer.
-fn pool(connections_max: u32, options: &PgConnectOptions) -> PgPoolOptions {
+/// Connections that are tested only after they have been idle or when they are in doubt, and that are given up when they do not
+/// answer.
+fn pool(connections_max: u32, options: &PgConnectOptions, doubt: &Doubt) -> PgPoolOptions {
+    let (on_use, on_return) = (doubt.clone(), doubt.clone());
     let port = options.get_port();
     PgPoolOptions::new()
         .max_connections(connections_max)
@@ -173,18 +180,20 @@ fn pool(connections_max: u32, options: &PgConnectOptions) -> PgPoolOptions {
         .after_connect(move |connection, _| Box::pin(prepare(connection, port)))
         // A look-up is a round trip, and to test the connection first is another one.
         .test_before_acquire(false)
-        .before_acquire(|connection, state| {
+        .before_acquire(move |connection, state| {
+            let doubt = on_use.clone();
             Box::pin(async move {
-                if state.idle_for > UNTESTED_FOR {
-                    answers(connection, TEST_TIMEOUT).await?;
+                if state.idle_for > UNTESTED_FOR || doubt.is_about(state.idle_for) {
+                    answers(connection, TEST_TIMEOUT).await.inspect_err(|_| doubt.arise())?;
                 }
                 Ok(true)
             })
         })
         // The pool's own test at the end has no limit, and would keep the place of a connection that died silently.
-        .after_release(|connection, _| {
+        .after_release(move |connection, _| {
+            let doubt = on_return.clone();
             Box::pin(async move {
-                answers(connection, DRAIN_TIMEOUT).await?;
+                answers(connection, DRAIN_TIMEOUT).await.inspect_err(|_| doubt.arise())?;
                 Ok(true)
             })
         })
@@ -342,7 +351,10 @@ mod tests {
     async fn sessions_begin_with_what_every_version_knows() {
         let usual =
             options("postgres://somebody@127.0.0.1/ledger?options=-c%20statement_timeout%3D1").expect("an address");
-        let others = [restore::without_idle_limit(usual.clone()), (*scan::pool(&usual).connect_options()).clone()];
+        let others = [
+            restore::without_idle_limit(usual.clone()),
+            (*scan::pool(&usual, &Doubt::default()).connect_options()).clone(),
+        ];
         for options in others.iter().chain([&usual]) {
             let begun = options.get_options().expect("there are some");
             // A space that belongs to a value has a backslash before it.

@@ -8,7 +8,7 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolCopyExt},
 };
 
-use super::Postgres;
+use super::{Postgres, doubt::Doubt};
 use crate::{
     DamagedRow, StoreError,
     copied::{self, Row},
@@ -32,8 +32,8 @@ const CONNECTIONS_MAX: u32 = 8;
 const _: () = assert!(READERS_MAX + 2 <= CONNECTIONS_MAX as usize);
 
 /// Connections that read in bulk.
-pub(super) fn pool(options: &PgConnectOptions) -> PgPool {
-    super::pool(CONNECTIONS_MAX, options).connect_lazy_with(options.clone().options(BY_PRIMARY_KEY))
+pub(super) fn pool(options: &PgConnectOptions, doubt: &Doubt) -> PgPool {
+    super::pool(CONNECTIONS_MAX, options, doubt).connect_lazy_with(options.clone().options(BY_PRIMARY_KEY))
 }
 
 /// Reads page after page.
