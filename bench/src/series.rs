@@ -26,6 +26,10 @@ pub(crate) enum Series {
     WritesBeside,
     /// At so many percent of what the closed loop reached.
     Offered(u32),
+    /// The echo at as many a second.
+    EchoOffered(u32),
+    /// At so many percent of what it reached itself.
+    OneFunctionOffered(u32),
     /// While the ledger grows to so many events.
     Filling(u64),
     /// When it holds so many events.
@@ -95,6 +99,8 @@ impl Series {
         matches!(
             self,
             Self::Echo
+                | Self::EchoOffered(_)
+                | Self::OneFunctionOffered(_)
                 | Self::SinglesOneFunction
                 | Self::SinglesRowLocked
                 | Self::SinglesInsert
@@ -129,6 +135,8 @@ impl fmt::Display for Series {
             Self::ReadsBeside => "reads beside commands".to_owned(),
             Self::WritesBeside => "commands beside reads".to_owned(),
             Self::Offered(percent) => format!("single commands offered at {percent} %"),
+            Self::EchoOffered(percent) => format!("  echo offered as many as at {percent} %"),
+            Self::OneFunctionOffered(percent) => format!("  pgbench, one function, at {percent} % of its own rate"),
             Self::Filling(events) => format!("filling up to {} events", thousands(events)),
             Self::Grown(events, Grown::Singles) => format!("single commands at {} events", thousands(events)),
             Self::Grown(events, Grown::Batches(size)) => {

@@ -121,13 +121,20 @@ pub(crate) fn prepare(url: &str, accounts: u32) {
     output(psql);
 }
 
-/// Runs the transaction from `clients` connections, each waiting for its answer before it sends the next. With one
-/// account all of them want the same row.
+/// Runs the transaction from `clients` connections, each waiting for its answer before it sends the next, or at a given
+/// rate: latencies then count from when a transaction was due. With one account all of them want the same row.
 ///
 /// # Panics
 ///
 /// When pgbench is missing, or a transaction fails.
-pub(crate) fn run(url: &str, form: Form, accounts: u32, clients: u32, seconds: u32) -> Figures {
+pub(crate) fn run(
+    url: &str,
+    form: Form,
+    accounts: u32,
+    clients: u32,
+    per_second: Option<f64>,
+    seconds: u32,
+) -> Figures {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (script, log) = (folder.path().join("script.sql"), folder.path().join("log"));
     fs::write(&script, form.script(accounts)).expect("the temporary folder takes a file");
@@ -139,6 +146,7 @@ pub(crate) fn run(url: &str, form: Form, accounts: u32, clients: u32, seconds: u
         .args(["-c", &clients.to_string(), "-T", &seconds.to_string()])
         .args(["-l", &format!("--sampling-rate={sampling_rate}")])
         .arg(format!("--log-prefix={}", log.display()))
+        .args(per_second.map(|rate| format!("--rate={rate}")))
         .arg("-f")
         .arg(&script)
         .arg(url);

@@ -190,4 +190,12 @@ struct Peer {
     series: Series,
     form: Form,
     accounts: u32,
+    /// As fast as they are answered, if not given.
+    per_second: Option<f64>,
+}
+
+impl Peer {
+    const fn closed(series: Series, form: Form, accounts: u32) -> Self {
+        Self { series, form, accounts, per_second: None }
+    }
 }

@@ -6,7 +6,7 @@ use tests::Postgres;
 
 use super::{ACCOUNTS, Bench, CONNECTIONS, Peer, PeerDatabase};
 use crate::{
-    client,
+    client::{self, Outcome},
     figures::{Figures, Latency},
     load::{Accounts, Echoes, Shop, Singles},
     peers::{
@@ -22,19 +22,32 @@ pub(super) async fn echo(bench: &Bench<'_>) {
     let mut sources = Echoes::sources("echo", Accounts::Uniform(ACCOUNTS), CONNECTIONS);
     let (warm_up, length) = (bench.plan.warm_up(), bench.plan.length());
     let load = client::closed_loop(&echo.url, &mut sources, warm_up, length);
-    let (outcome, cpu) = Busy { service: Some(echo.pid()), database: None }.watch(warm_up, load).await;
+    bench.record(Series::Echo, watched(bench, &echo, load).await);
+}
+
+/// The echo at a given rate.
+pub(super) async fn echo_offered(bench: &Bench<'_>, per_second: f64, connections: usize) -> Figures {
+    let echo = Echo::start();
+    let mut sources = Echoes::sources("echo", Accounts::Uniform(ACCOUNTS), connections);
+    let (warm_up, length) = (bench.plan.warm_up(), bench.plan.length());
+    let load = client::open_loop(&echo.url, &mut sources, per_second, warm_up, length);
+    watched(bench, &echo, load).await
+}
+
+async fn watched(bench: &Bench<'_>, echo: &Echo, load: impl Future<Output = Outcome>) -> Figures {
+    let busy = Busy { service: Some(echo.pid()), database: None };
+    let (outcome, cpu) = busy.watch(bench.plan.warm_up(), load).await;
     let latency = Some(Latency::of(&outcome.latencies));
-    let figures = Figures { rate: outcome.commands_per_second(), latency, cpu: Some(cpu), ..Figures::default() };
-    bench.record(Series::Echo, figures);
+    Figures { rate: outcome.commands_per_second(), latency, cpu: Some(cpu), ..Figures::default() }
 }
 
 pub(super) async fn singles(bench: &Bench<'_>) {
     pgbench(
         bench,
         &[
-            Peer { series: Series::SinglesOneFunction, form: Form::OneFunction, accounts: ACCOUNTS },
-            Peer { series: Series::SinglesRowLocked, form: Form::RowLocked, accounts: ACCOUNTS },
-            Peer { series: Series::SinglesInsert, form: Form::SingleInsert, accounts: ACCOUNTS },
+            Peer::closed(Series::SinglesOneFunction, Form::OneFunction, ACCOUNTS),
+            Peer::closed(Series::SinglesRowLocked, Form::RowLocked, ACCOUNTS),
+            Peer::closed(Series::SinglesInsert, Form::SingleInsert, ACCOUNTS),
         ],
     )
     .await;
@@ -45,8 +58,8 @@ pub(super) async fn hot(bench: &Bench<'_>) {
     pgbench(
         bench,
         &[
-            Peer { series: Series::HotOneFunction, form: Form::OneFunction, accounts: 1 },
-            Peer { series: Series::HotRowLocked, form: Form::RowLocked, accounts: 1 },
+            Peer::closed(Series::HotOneFunction, Form::OneFunction, 1),
+            Peer::closed(Series::HotRowLocked, Form::RowLocked, 1),
         ],
     )
     .await;
@@ -68,15 +81,15 @@ pub(super) async fn closed(bench: &Bench<'_>, accounts: Accounts) -> Figures {
 }
 
 /// Runs pgbench on the ledger's cluster, from as many connections, after as long a warm-up.
-async fn pgbench(bench: &Bench<'_>, peers: &[Peer]) {
+pub(super) async fn pgbench(bench: &Bench<'_>, peers: &[Peer]) {
     let Some(cluster) = bench.cluster else { return };
     let busy = Busy { service: None, database: Some(Postgres::pid(cluster)) };
     let clients = u32::try_from(CONNECTIONS).expect("few connections");
-    for Peer { series, form, accounts } in peers {
+    for Peer { series, form, accounts, per_second } in peers {
         let database = PeerDatabase::new(cluster);
         pgbench::prepare(&database.url, *accounts);
         cluster.psql("postgres", "checkpoint");
-        let run = |seconds| pgbench::run(&database.url, *form, *accounts, clients, seconds);
+        let run = |seconds| pgbench::run(&database.url, *form, *accounts, clients, *per_second, seconds);
         run(bench.plan.warm_up_seconds);
         let (figures, cpu) = busy.watch(Duration::ZERO, async { run(bench.plan.seconds) }).await;
         bench.record(*series, Figures { cpu: Some(cpu), ..figures });
